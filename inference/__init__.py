@@ -1,0 +1,24 @@
+"""Inference algorithms: Markov chain Monte Carlo and nested sampling.
+
+Subpackages are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["mcmc", "nested"]
+
+if TYPE_CHECKING:
+    from qbs.inference import mcmc as mcmc
+    from qbs.inference import nested as nested
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return import_module(f"qbs.inference.{name}")
+        raise AttributeError(
+            f"module 'qbs.inference' has no attribute {name!r}; it has {', '.join(__all__)}", name=name
+        )
+
+    def __dir__() -> list[str]:
+        return sorted(set(globals()) | set(__all__))

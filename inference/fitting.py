@@ -1,0 +1,98 @@
+"""`qbs.fit`: one way to fit any model by any method."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from qbs.inference.mcmc.nuts import NUTS
+from qbs.inference.method import Method
+from qbs.inference.nested.dynesty import Dynesty
+from qbs.posterior import Posterior
+from qbs.precision import Precision, precision_context
+from qbs.problem import Problem, pose
+from qbs.progress import ProgressLine
+from qbs.provenance import provenance, stopwatch
+from qbs.target import Target
+
+
+def fit(
+    model: Callable | Target,
+    *data: Any,
+    method: Method | None = None,
+    key: Array,
+    model_kwargs: Mapping[str, Any] | None = None,
+    precision: Precision | None = None,
+    progress: bool | None = None,
+) -> Posterior:
+    """Fit a model to data: draws from its posterior, and its evidence where the method gives one.
+
+    ```python
+    posterior = qbs.fit(model, x, y, key=jax.random.key(0))
+    ```
+
+    A second call with the same model and data of the same shapes does not compile again.
+
+    Args:
+        model: A NumPyro model, or a `qbs.Target`.
+        *data: The model's positional arguments. Arrays may change between calls without a new
+            compilation; Python integers, strings and `None` are part of the compiled program.
+        method: For example `qbs.inference.mcmc.NUTS()` or `qbs.inference.nested.Dynesty()`. By default
+            NUTS where every latent site is continuous and has a gradient, else Dynesty; the choice is
+            printed.
+        key: A typed JAX key, `jax.random.key(seed)`. The same key gives the same result.
+        model_kwargs: The model's keyword arguments.
+        precision: `"float32"` or `"float64"`. By default what the method needs: float64 for methods that
+            report an evidence, else JAX's current setting, which is never changed for the caller.
+        progress: Whether to show progress; by default on a terminal or in a notebook.
+
+    Returns:
+        The posterior. Read its `problems` before trusting it. Interrupted by Ctrl-C, the draws so far,
+        with a problem that says so.
+
+    Raises:
+        ModelError: If the model cannot be run, has no latent sites, uses a name twice, or does not suit
+            the method (the message names the site).
+        LikelihoodError: If the log density is NaN or `+inf`, or `-inf` wherever it was tried, or the
+            likelihood raises or does not return one number.
+        TypeError: If `key` or `method` is something else.
+    """
+    _require_key(key)
+    if method is None:
+        with precision_context(precision):
+            method = _choose(pose(model, data, model_kwargs))
+    elif not isinstance(method, Method):
+        raise TypeError(f"method must be a method such as qbs.inference.mcmc.NUTS(), not {method!r}")
+    chosen = precision or type(method).precision
+    with precision_context(chosen), stopwatch() as watch:
+        problem = pose(model, data, model_kwargs)
+        record = provenance(method, problem.name, key, problem.bound.arrays)
+        title = f"{problem.name} {type(method).__name__}"
+        with ProgressLine(title, show=progress) as line:
+            posterior = method.run(problem, key, line)
+        record["precision"] = "float64" if jax.config.jax_enable_x64 else "float32"
+    record |= {"wall_seconds": watch.wall, "compile_seconds": watch.compiling}
+    return dataclasses.replace(posterior, provenance=record | posterior.provenance)
+
+
+def _choose(problem: Problem) -> Method:
+    count = f"{len(problem.latent)} latent site{'s' if len(problem.latent) > 1 else ''}"
+    method: Method
+    if problem.black_box is None and problem.is_continuous:
+        method, reason = NUTS(), f"all of its {count} are continuous and have gradients; no evidence"
+    elif problem.black_box is None:
+        method, reason = Dynesty(), f"some of its {count} are discrete"
+    else:
+        method, reason = Dynesty(), "its likelihood is not written in JAX"
+    print(f"qbs.fit: {problem.name!r} is fitted by {type(method).__name__} ({reason})", file=sys.stderr)
+    return method
+
+
+def _require_key(key: Any) -> None:
+    if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"key must be a typed JAX key, jax.random.key(seed), not {type(key).__name__}")
+    if key.shape != ():
+        raise TypeError(f"key must be one key, not an array of keys of shape {key.shape}")

@@ -1,0 +1,3 @@
+"""Markov chain Monte Carlo."""
+
+from qbs.inference.mcmc.nuts import NUTS as NUTS

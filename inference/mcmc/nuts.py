@@ -1,0 +1,251 @@
+"""The No-U-Turn sampler: NumPyro's kernel, run for all chains at once in compiled blocks."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+from numpyro.infer.hmc import HMCState, hmc
+from numpyro.infer.util import ParamInfo
+
+from qbs.density import constrain, potential, site_log_probs, starting_point
+from qbs.diagnostics import chain_problems
+from qbs.errors import LikelihoodError
+from qbs.inference.method import Method, Pacer, require_positive
+from qbs.model import BoundModel
+from qbs.posterior import Posterior, to_numpy
+from qbs.problem import Problem, require_continuous
+from qbs.progress import ProgressLine
+
+_CAPACITY = 100  # draws a compiled block can hold
+_PRIOR_DRAWS = 20  # looked at to explain why no chain can start
+
+
+class NUTS(Method):
+    """The No-U-Turn sampler with adapted step size and mass matrix.
+
+    Use it for continuous latent sites and a log density with gradients; it gives no evidence. Chains run
+    side by side as one vectorised program.
+
+    Attributes:
+        num_chains: Number of chains; four or more let R-hat judge them.
+        num_warmup: Steps of adaptation in each chain, not kept.
+        num_draws: Draws kept from each chain.
+        target_accept: Acceptance probability that the step size is adapted to, in (0, 1). Higher means
+            smaller steps: slower, fewer divergences.
+        max_tree_depth: A trajectory has at most `2 ** max_tree_depth` steps.
+        dense_mass: Adapt a full mass matrix instead of its diagonal: for strongly correlated posteriors
+            of up to some hundred dimensions.
+
+    References:
+        Hoffman & Gelman (2014), "The No-U-Turn sampler"; Betancourt (2017), arXiv:1701.02434; the kernel
+        is NumPyro's (Phan, Pradhan & Jankowiak 2019, arXiv:1912.11554).
+    """
+
+    num_chains: int = eqx.field(static=True, default=4)
+    num_warmup: int = eqx.field(static=True, default=1000)
+    num_draws: int = eqx.field(static=True, default=1000)
+    target_accept: float = 0.8
+    max_tree_depth: int = eqx.field(static=True, default=10)
+    dense_mass: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        require_positive(self, "num_chains", "num_draws", "max_tree_depth", whole=True)
+        require_positive(self, "target_accept")
+        if isinstance(self.num_warmup, bool) or not isinstance(self.num_warmup, int) or self.num_warmup < 0:
+            raise ValueError(f"NUTS: num_warmup must be a whole number from 0 up, not {self.num_warmup!r}")
+        if self.target_accept >= 1:
+            raise ValueError(f"NUTS: target_accept must lie between 0 and 1, not {self.target_accept!r}")
+
+    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+        """Run all chains; see `Method.run`."""
+        require_continuous(problem, "NUTS")
+        kernel = _Kernel(self.num_warmup, self.max_tree_depth, self.dense_mass, self.target_accept)
+        state, is_valid = _start(problem.bound, kernel, jax.random.split(key, self.num_chains))
+        if not np.all(is_valid):
+            raise _no_start(problem, key)
+        collector = _Collector(problem.bound)
+        interrupted = False
+        try:
+            state = self._advance(problem.bound, kernel, state, self.num_warmup, collector, line, "warm-up")
+            state = self._advance(problem.bound, kernel, state, self.num_draws, collector, line, "sampling")
+        except KeyboardInterrupt:
+            if collector.num_kept < 2:
+                raise KeyboardInterrupt("NUTS was interrupted before it kept a draw: nothing to return") from None
+            interrupted = True
+        draws, stats = collector.result()
+        samples, derived = problem.in_order(draws)
+        stats["reached_max_depth"] = stats["num_steps"] >= 2**self.max_tree_depth - 1
+        problems = chain_problems(samples, stats)
+        if interrupted:
+            problems.insert(
+                0,
+                f"Interrupted after {collector.num_kept} of {self.num_draws} draws per chain: those draws "
+                "are kept here and are valid draws after a complete warm-up, only fewer.",
+            )
+        return Posterior(
+            samples=samples,
+            num_likelihood_calls=collector.num_gradients,
+            problems=problems,
+            derived=derived,
+            stats=stats,
+            provenance={"is_interrupted": interrupted},
+        )
+
+    def _advance(
+        self,
+        bound: BoundModel,
+        kernel: "_Kernel",
+        state: HMCState,
+        num_steps: int,
+        collector: "_Collector",
+        line: ProgressLine,
+        phase: str,
+    ) -> HMCState:
+        pacer, done = Pacer(_CAPACITY), 0
+        while done < num_steps:
+            length = pacer.next_length(num_steps - done)
+            state, block = jax.block_until_ready(_advance_block(bound, kernel, state, length))
+            pacer.finish()
+            done += length
+            collector.add(block, length, keep=phase == "sampling")
+            if line.is_due:
+                finished = done + (self.num_warmup if phase == "sampling" else 0)
+                line.update(
+                    f"{phase} {done:,}/{num_steps:,}, {collector.num_gradients:,} gradients, "
+                    f"{collector.num_divergent} divergent",
+                    finished / (self.num_warmup + self.num_draws),
+                )
+        return state
+
+
+class _Kernel(eqx.Module):
+    """The settings that shape the compiled step."""
+
+    num_warmup: int = eqx.field(static=True)
+    max_tree_depth: int = eqx.field(static=True)
+    dense_mass: bool = eqx.field(static=True)
+    target_accept: float
+
+    def functions(self, bound: BoundModel) -> tuple[Any, Any]:
+        """Return `init(position, energy, gradient, key) -> state` and `step(state) -> state`."""
+        init_kernel, sample_kernel = hmc(partial(potential, bound), algo="NUTS")
+
+        def init(position: Any, energy: Array, gradient: Any, key: Array) -> HMCState:
+            # NumPyro's MCMC orders the mass matrix by sorted site names; so do we.
+            dense = [tuple(sorted(position))] if self.dense_mass else []
+            return init_kernel(
+                ParamInfo(position, energy, gradient),
+                self.num_warmup,
+                dense_mass=dense,
+                target_accept_prob=self.target_accept,
+                max_tree_depth=self.max_tree_depth,
+                trajectory_length=None,
+                rng_key=key,
+            )
+
+        return init, sample_kernel
+
+
+@jax.jit
+def _start(bound: BoundModel, kernel: _Kernel, keys: Array) -> tuple[HMCState, Bool[Array, " num_chains"]]:
+    def start_chain(key: Array) -> tuple[HMCState, Array]:
+        start_key, run_key = jax.random.split(key)
+        position, energy, gradient, is_valid = starting_point(bound, start_key)
+        init, _ = kernel.functions(bound)
+        return init(position, energy, gradient, run_key), is_valid
+
+    return jax.vmap(start_chain)(keys)
+
+
+class _Draw(NamedTuple):
+    position: Any
+    num_steps: Array
+    diverging: Array
+    accept_prob: Array
+
+
+@jax.jit
+def _advance_block(
+    bound: BoundModel, kernel: _Kernel, state: HMCState, num_steps: int
+) -> tuple[HMCState, _Draw]:
+    """Run a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
+    init, step = kernel.functions(bound)
+    # NumPyro's step reads the adaptation schedule that `init` leaves behind; its result is not used,
+    # and compiled away.
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    init(one.z, one.potential_energy, one.z_grad, one.rng_key)
+
+    def record(state: HMCState) -> _Draw:
+        return _Draw(state.z, state.num_steps, state.diverging, state.accept_prob)
+
+    def turn(index: Array, carry: tuple[HMCState, _Draw]) -> tuple[HMCState, _Draw]:
+        state, block = carry
+        state = jax.vmap(step)(state)
+        return state, jax.tree.map(lambda all_, new: all_.at[:, index].set(new), block, record(state))
+
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((leaf.shape[0], _CAPACITY, *leaf.shape[1:]), leaf.dtype), record(state)
+    )
+    return jax.lax.fori_loop(0, num_steps, turn, (state, empty))
+
+
+@jax.jit
+def _constrain_block(bound: BoundModel, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    return jax.vmap(jax.vmap(partial(constrain, bound)))(positions)
+
+
+class _Collector:
+    """Gathers blocks of draws on the host."""
+
+    def __init__(self, bound: BoundModel):
+        self._bound = bound
+        self._samples: list[dict[str, np.ndarray]] = []
+        self._stats: list[dict[str, np.ndarray]] = []
+        self.num_kept = self.num_gradients = self.num_divergent = 0
+
+    def add(self, block: _Draw, length: int, *, keep: bool) -> None:
+        """Count a block, and keep its draws after warm-up."""
+        self.num_gradients += int(np.sum(block.num_steps[:, :length]))
+        if not keep:
+            return
+        samples, densities = _constrain_block(self._bound, block.position)
+        stats = {
+            **densities,
+            "num_steps": block.num_steps,
+            "diverging": block.diverging,
+            "acceptance_rate": block.accept_prob,
+        }
+        cut = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[:, :length])
+        self._samples.append(cut(samples))
+        self._stats.append(cut(stats))
+        self.num_kept += length
+        self.num_divergent += int(np.sum(self._stats[-1]["diverging"]))
+
+    def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return draws and statistics with leading axes chain and draw."""
+
+        def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+            return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+        return join(self._samples), join(self._stats)
+
+
+def _no_start(problem: Problem, key: Array) -> LikelihoodError:
+    """Return the error that explains why no finite log density was found."""
+    keys = jax.random.split(key, _PRIOR_DRAWS)
+    log_probs = to_numpy(jax.vmap(partial(site_log_probs, problem.bound))(keys))
+    said = []
+    for name, values in log_probs.items():
+        for is_bad, word in ((np.isnan, "NaN"), (np.isposinf, "+inf"), (np.isneginf, "-inf")):
+            if count := int(np.sum(is_bad(values))):
+                said.append(f"site {name!r} is {word} at {count} of {_PRIOR_DRAWS} draws from the prior")
+    cause = "; ".join(said) if said else "each site is finite on its own, but the gradient is not"
+    return LikelihoodError(
+        f"the log density of {problem.name!r} is not finite at any of 100 starting points: {cause}. "
+        "Look for NaN or impossible values in the data, log or sqrt of negative numbers, and supports "
+        "that the parameters leave"
+    )

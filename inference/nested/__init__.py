@@ -1,0 +1,3 @@
+"""Nested sampling: posterior and evidence together."""
+
+from qbs.inference.nested.dynesty import Dynesty as Dynesty

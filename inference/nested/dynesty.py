@@ -1,0 +1,259 @@
+"""The classic nested sampler, dynesty, driven with batches of compiled likelihood calls."""
+
+import math
+import warnings
+from collections import deque
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from dynesty import NestedSampler
+from dynesty.internal_samplers import SamplerReturn, UniformBoundSampler
+from dynesty.utils import LoglOutput, unitcheck
+from jaxtyping import Array
+
+from qbs.diagnostics import weight_problems
+from qbs.errors import LikelihoodError
+from qbs.inference.method import Method, require_positive
+from qbs.inference.nested.problem import CubeProblem
+from qbs.posterior import Posterior
+from qbs.precision import Precision
+from qbs.problem import Problem
+from qbs.progress import ProgressLine
+
+# Uniform draws from the bounding ellipsoids need no chain, so whole batches can be drawn ahead.
+# dynesty itself prefers chains from ten dimensions on.
+_MAX_UNIFORM_DIM = 9
+_MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
+
+
+class Dynesty(Method):
+    """Nested sampling with bounding ellipsoids: posterior and evidence of any model with proper priors.
+
+    Runs in float64 on the unit cube of the model's priors. Below ten dimensions live points are replaced
+    by uniform draws from the ellipsoids, evaluated in compiled batches; from ten on by dynesty's random
+    walks and slices, call by call.
+
+    Attributes:
+        num_live: Live points. The evidence error falls as `1 / sqrt(num_live)`, the cost grows with it.
+        dlogz: Stop when the live points can add less than this to the log evidence, in nats.
+        batch_size: Points evaluated in one compiled call, below ten dimensions.
+        bound: dynesty's bounding method: `"multi"`, `"single"`, `"balls"`, `"cubes"` or `"none"`.
+        sample: dynesty's way to replace a point: `"auto"`, `"unif"`, `"rwalk"`, `"slice"`, `"rslice"`.
+        max_calls: Stop after about this many likelihood calls, with the result so far; no limit by
+            default.
+
+    References:
+        Skilling (2006), "Nested sampling for general Bayesian computation"; Speagle (2020),
+        arXiv:1904.02180; Feroz, Hobson & Bridges (2009), arXiv:0809.3437.
+    """
+
+    precision: ClassVar[Precision | None] = "float64"
+
+    num_live: int = eqx.field(static=True, default=500)
+    dlogz: float = eqx.field(static=True, default=0.01)
+    batch_size: int = eqx.field(static=True, default=32)
+    bound: str = eqx.field(static=True, default="multi")
+    sample: str = eqx.field(static=True, default="auto")
+    max_calls: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        require_positive(self, "dlogz")
+        require_positive(self, "num_live", "batch_size", whole=True)
+        if self.max_calls is not None:
+            require_positive(self, "max_calls", whole=True)
+        for name, allowed in (
+            ("bound", ("multi", "single", "balls", "cubes", "none")),
+            ("sample", ("auto", "unif", "rwalk", "slice", "rslice")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"Dynesty: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+
+    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+        """Run until the evidence is accurate; see `Method.run`."""
+        cube = CubeProblem(problem)
+        problems: list[str] = []
+        interrupted = False
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sampler = self._sampler(cube, key)
+            try:
+                sampler.run_nested(
+                    dlogz=self.dlogz,
+                    maxcall=self.max_calls,
+                    save_bounds=False,
+                    print_func=_Reporter(line, cube, self.dlogz),
+                )
+            except KeyboardInterrupt:
+                if sampler.it <= 2:
+                    raise
+                interrupted = True
+                problems.append(self._stop_early(sampler))
+        problems += sorted({f"dynesty: {w.message}" for w in caught if issubclass(w.category, Warning)})
+        return self._posterior(sampler, cube, problems, is_interrupted=interrupted)
+
+    def _sampler(self, cube: CubeProblem, key: Array) -> Any:
+        seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
+        is_uniform = self.sample == "unif" or (self.sample == "auto" and cube.dim <= _MAX_UNIFORM_DIM)
+        evaluator = _Evaluator(cube)
+        stream = _Stream(cube, self.batch_size) if is_uniform else None
+        sampler = NestedSampler(
+            evaluator.one,
+            _identity,
+            cube.dim,
+            nlive=self.num_live,
+            bound=self.bound,
+            sample=_BatchedUniform(ndim=cube.dim, stream=stream) if is_uniform else self.sample,
+            rstate=np.random.default_rng(seed),
+            pool=evaluator,
+            queue_size=1,
+            use_pool={"propose_point": False, "update_bound": False, "prior_transform": False},
+        )
+        if is_uniform:  # batches for the first phase too, which draws from the whole cube
+            sampler.internal_sampler = sampler.internal_sampler_next
+        return sampler
+
+    def _stop_early(self, sampler: Any) -> str:
+        remaining = _remaining(sampler)
+        sampler.run_nested(maxiter=-1, dlogz=self.dlogz, print_progress=False)
+        return (
+            f"Interrupted after {sampler.it - 1:,} iterations, with up to {remaining:.2f} nats of log evidence "
+            f"left to find (dlogz = {self.dlogz}): the draws so far are kept here; the evidence counts "
+            "the live points, and its error is too small."
+        )
+
+    def _posterior(
+        self, sampler: Any, cube: CubeProblem, problems: list[str], *, is_interrupted: bool
+    ) -> Posterior:
+        results = sampler.results
+        log_weights = np.asarray(results.logwt) - results.logz[-1]
+        kept = np.isfinite(log_weights) & (log_weights > -700)
+        samples, derived = cube.values(np.asarray(results.samples_u)[kept])
+        log_weights = log_weights[kept] - np.logaddexp.reduce(log_weights[kept])
+        problems += weight_problems(log_weights)
+        return Posterior(
+            samples={name: values[None] for name, values in samples.items()},
+            log_weights=log_weights[None],
+            log_evidence=float(results.logz[-1]),
+            log_evidence_error=float(results.logzerr[-1]),
+            num_likelihood_calls=cube.num_calls,
+            problems=problems,
+            derived=derived,
+            stats={"log_likelihood": np.asarray(results.logl)[kept][None]},
+            provenance={"num_iterations": int(results.niter), "is_interrupted": is_interrupted},
+        )
+
+
+def _identity(point: np.ndarray) -> np.ndarray:
+    return point
+
+
+class _Evaluator:
+    """Stands where dynesty expects a pool of workers, and answers a map over points by one batch."""
+
+    def __init__(self, cube: CubeProblem):
+        self._cube = cube
+
+    def one(self, point: np.ndarray) -> float:
+        return float(self._cube.log_likelihood(point[None])[0])
+
+    def map(self, function: Any, points: np.ndarray) -> list[Any]:
+        """Evaluate the live points that start a run."""
+        values = self._cube.log_likelihood(np.asarray(points))
+        limit = _MAX_DRAWS_FOR_FIRST_POINT[self._cube.is_compiled]
+        if self._cube.num_finite == 0 and self._cube.num_calls >= limit:
+            raise LikelihoodError(
+                f"the log likelihood is -inf at all of {self._cube.num_calls:,} draws from the prior: the "
+                "priors and the data exclude each other, or the likelihood is wrong"
+            )
+        return [LoglOutput(float(value), blob_flag=False) for value in values]
+
+
+class _Stream:
+    """Evaluated uniform draws from the current bound, used one after another until the bound changes."""
+
+    def __init__(self, cube: CubeProblem, batch_size: int):
+        self._cube, self._batch_size = cube, batch_size
+        self._waiting: deque[tuple[np.ndarray, float]] = deque()
+        self._version = -1
+
+    def renew(self, version: int) -> None:
+        """Forget the draws from an older bound."""
+        if version != self._version:
+            self._version = version
+            self._waiting.clear()
+
+    def next(self, bound: Any, nonbounded: Any, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Return the next draw inside the cube, and its log likelihood."""
+        if not self._waiting:
+            points: list[np.ndarray] = []
+            while len(points) < self._batch_size:
+                drawn = bound.samples(self._batch_size - len(points), rstate=rng)
+                points += [point for point in drawn if unitcheck(point, nonbounded)]
+            values = self._cube.log_likelihood(np.array(points))
+            self._waiting.extend(zip(points, map(float, values), strict=True))
+        return self._waiting.popleft()
+
+
+class _BatchedUniform(UniformBoundSampler):
+    """dynesty's uniform sampler, taking its draws from a stream of evaluated batches."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.sampler_kwargs["stream"] = settings["stream"]
+
+    def prepare_sampler(self, **arguments: Any) -> Any:
+        self.sampler_kwargs["stream"].renew(arguments["nested_sampler"].nbound)
+        return super().prepare_sampler(**arguments)
+
+    @staticmethod
+    def sample(args: Any) -> SamplerReturn:
+        settings, num_calls, value = args.kwargs, 0, -math.inf
+        while not value > args.loglstar:
+            point, value = settings["stream"].next(settings["bound"], settings["nonbounded"], args.rseed)
+            num_calls += 1
+        return SamplerReturn(
+            u=point,
+            v=point,
+            logl=LoglOutput(value, blob_flag=False),
+            ncalls=num_calls,
+            tuning_info=None,
+            evaluation_history=[],
+            proposal_stats={"n_proposals": num_calls},
+        )
+
+
+def _remaining(sampler: Any) -> float:
+    """Return the log evidence that the live points may still add, in nats."""
+    last_logz, last_logvol = sampler.saved_run["logz"][-1], sampler.saved_run["logvol"][-1]
+    return float(np.logaddexp(0, np.max(sampler.live_logl) + last_logvol - last_logz))
+
+
+class _Reporter:
+    """Turns dynesty's report of an iteration into a line of progress with an ETA."""
+
+    def __init__(self, line: ProgressLine, cube: CubeProblem, dlogz: float):
+        self._line, self._cube, self._dlogz = line, cube, dlogz
+        self._history: deque[tuple[int, float]] = deque(maxlen=30)
+
+    def __call__(self, result: Any, iteration: int, _calls: int, **_: Any) -> None:
+        if not self._line.is_due:
+            return
+        self._history.append((iteration, math.log(max(result.delta_logz, 1e-300))))
+        self._line.update(
+            f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
+            f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
+            self._fraction(),
+        )
+
+    def _fraction(self) -> float | None:
+        """Extrapolate the fall of the remaining evidence to the iteration where the run stops."""
+        (first, start), (last, end) = self._history[0], self._history[-1]
+        if last <= first or end >= start:
+            return None
+        slope = (end - start) / (last - first)
+        left = (math.log(self._dlogz) - end) / slope
+        return last / (last + max(left, 0.0))

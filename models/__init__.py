@@ -1,0 +1,23 @@
+"""Models and applications: cosmology.
+
+Subpackages are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["cosmology"]
+
+if TYPE_CHECKING:
+    from qbs.models import cosmology as cosmology
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return import_module(f"qbs.models.{name}")
+        raise AttributeError(
+            f"module 'qbs.models' has no attribute {name!r}; it has {', '.join(__all__)}", name=name
+        )
+
+    def __dir__() -> list[str]:
+        return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,34 @@
+"""Background cosmology: distances, data, likelihoods and ready-made analyses."""
+
+from qbs.models.cosmology.analysis import FIDUCIAL_H as FIDUCIAL_H
+from qbs.models.cosmology.analysis import Analysis as Analysis
+from qbs.models.cosmology.background import SPEED_OF_LIGHT as SPEED_OF_LIGHT
+from qbs.models.cosmology.background import Cosmology as Cosmology
+from qbs.models.cosmology.background import LineOfSight as LineOfSight
+from qbs.models.cosmology.background import angular_diameter_distance as angular_diameter_distance
+from qbs.models.cosmology.background import comoving_distance as comoving_distance
+from qbs.models.cosmology.background import distance_modulus as distance_modulus
+from qbs.models.cosmology.background import expansion_rate as expansion_rate
+from qbs.models.cosmology.background import hubble as hubble
+from qbs.models.cosmology.background import hubble_distance as hubble_distance
+from qbs.models.cosmology.background import luminosity_distance as luminosity_distance
+from qbs.models.cosmology.background import sound_horizon as sound_horizon
+from qbs.models.cosmology.background import transverse_comoving_distance as transverse_comoving_distance
+from qbs.models.cosmology.background import volume_averaged_distance as volume_averaged_distance
+from qbs.models.cosmology.likelihoods import BBN as BBN
+from qbs.models.cosmology.likelihoods import DATA_SETS as DATA_SETS
+from qbs.models.cosmology.likelihoods import CosmicChronometers as CosmicChronometers
+from qbs.models.cosmology.likelihoods import DesiBAO as DesiBAO
+from qbs.models.cosmology.likelihoods import Likelihood as Likelihood
+from qbs.models.cosmology.likelihoods import LocalH0 as LocalH0
+from qbs.models.cosmology.likelihoods import PantheonPlus as PantheonPlus
+from qbs.models.cosmology.parameters import DERIVED as DERIVED
+from qbs.models.cosmology.parameters import MODELS as MODELS
+from qbs.models.cosmology.parameters import PARAMETERS as PARAMETERS
+from qbs.models.cosmology.parameters import Model as Model
+from qbs.models.cosmology.parameters import Parameter as Parameter
+from qbs.models.cosmology.tables import bbn as bbn
+from qbs.models.cosmology.tables import cosmic_chronometers as cosmic_chronometers
+from qbs.models.cosmology.tables import desi_dr2_bao as desi_dr2_bao
+from qbs.models.cosmology.tables import pantheon_plus as pantheon_plus
+from qbs.models.cosmology.tables import sh0es as sh0es

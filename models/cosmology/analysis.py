@@ -1,0 +1,269 @@
+"""A cosmological analysis: a model, data sets and priors, as a log likelihood and as a NumPyro model."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float
+
+from qbs.models.cosmology.background import Cosmology, sound_horizon
+from qbs.models.cosmology.likelihoods import DATA_SETS, DataPath, Likelihood
+from qbs.models.cosmology.parameters import MODELS, PARAMETERS
+
+SOUND_HORIZONS = ("formula", "free")
+"""How the sound horizon is set: from Om, h and Obh2, or as the free parameter hrd."""
+
+FIDUCIAL_H = 0.68
+"""The h that sets the radiation density where nothing constrains h: Omega_r = 9.0e-5."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Analysis:
+    """A model, data sets and priors, ready to be sampled.
+
+    The sampled parameters are Om, the model's own, and those that the data need: h for `cc` and `h0`, Obh2
+    for `bbn`; for `desi_dr2`, h and Obh2 when the sound horizon is the formula, hrd when it is free. Where
+    nothing needs h, the radiation density takes `FIDUCIAL_H`, unless `priors` gives h.
+
+    All methods are plain JAX in the ambient precision; `qbs.fit` for evidence runs them in float64. An
+    analysis is equal to itself only, so it can be hashed. Building one is cheap: tables are read once.
+
+    Args:
+        model: A name of `MODELS`.
+        data: Names of `DATA_SETS`, each once, or one name.
+        priors: Priors that replace the defaults of `PARAMETERS`, by parameter: a pair `[low, high]` is
+            uniform, `{"normal": [mean, sd]}` is normal, a number fixes the parameter, and a NumPyro
+            distribution is taken as it is.
+        sound_horizon: "formula" computes r_d from Om, h and Obh2; "free" samples hrd.
+        data_path: Where to look for tables that do not ship with qbs; see `tables.pantheon_plus`.
+
+    Attributes:
+        model: As given.
+        data: The names, as a tuple.
+        sound_horizon: As given.
+        priors: The prior of each sampled parameter, in the order of `PARAMETERS`.
+        fixed: The value of each parameter that a number in `priors` fixed.
+        likelihoods: The likelihood of each data set, by name.
+
+    Raises:
+        ValueError: If a name is unknown or a prior is not valid; the message lists what is accepted.
+        DataError: If a table is missing or damaged.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    sound_horizon: str
+    priors: Mapping[str, dist.Distribution]
+    fixed: Mapping[str, float]
+    likelihoods: Mapping[str, Likelihood]
+
+    def __init__(
+        self,
+        model: str = "CPL",
+        data: str | Iterable[str] = ("cc", "desi_dr2", "bbn"),
+        *,
+        priors: Mapping[str, Any] | None = None,
+        sound_horizon: str = "formula",
+        data_path: DataPath = None,
+    ) -> None:
+        data = (data,) if isinstance(data, str) else tuple(data)
+        used = set(used_parameters(model, data, sound_horizon=sound_horizon))
+        overrides = dict(priors or {})
+        for name in overrides:
+            _check_name("parameter in priors", name, PARAMETERS)
+            if name not in used | {"h"}:  # h always enters, through radiation
+                raise ValueError(
+                    f"priors: {name} is not a parameter of model {model} with data {list(data)} and "
+                    f"sound_horizon {sound_horizon!r}; accepted: {', '.join(_in_order(used | {'h'}))}"
+                )
+        used |= overrides.keys()
+        resolved = {
+            name: _resolve_prior(name, overrides[name]) if name in overrides else parameter.prior
+            for name, parameter in PARAMETERS.items()
+            if name in used
+        }
+        fields = {
+            "model": model,
+            "data": data,
+            "sound_horizon": sound_horizon,
+            "priors": MappingProxyType({n: p for n, p in resolved.items() if not isinstance(p, float)}),
+            "fixed": MappingProxyType({n: p for n, p in resolved.items() if isinstance(p, float)}),
+            "likelihoods": MappingProxyType({name: DATA_SETS[name].load(data_path) for name in data}),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the sampled parameters, in the order Om, Obh2, h, hrd, w, wa, Ok."""
+        return tuple(self.priors)
+
+    def cosmology(self, params: Mapping[str, ArrayLike]) -> Cosmology:
+        """Return the background at a point.
+
+        Args:
+            params: A scalar for each of `parameters`; other names are ignored.
+
+        Returns:
+            The cosmology, with fixed and fiducial values filled in.
+
+        Raises:
+            ValueError: If a parameter is missing.
+        """
+        values = self._values(params)
+        values.pop("hrd", None)
+        return Cosmology(**{"h": FIDUCIAL_H, **values})
+
+    def chi2(self, params: Mapping[str, ArrayLike]) -> dict[str, Float[Array, ""]]:
+        """Return chi squared of each data set.
+
+        Args:
+            params: A scalar for each of `parameters`; other names are ignored.
+
+        Returns:
+            chi2 by data set; inf where the cosmology is not physical.
+
+        Raises:
+            ValueError: If a parameter is missing.
+        """
+        cosmology, horizon = self.cosmology(params), self._sound_horizon(params)
+        return {name: data_set.chi2(cosmology, horizon) for name, data_set in self.likelihoods.items()}
+
+    def log_likelihood(self, params: Mapping[str, ArrayLike]) -> Float[Array, ""]:
+        """Return the sum over data sets of -chi2/2, without normalising constants.
+
+        Args:
+            params: A scalar for each of `parameters`; other names are ignored.
+
+        Returns:
+            The log likelihood; -inf, with finite gradients, where the cosmology is not physical.
+
+        Raises:
+            ValueError: If a parameter is missing.
+        """
+        return -0.5 * jnp.sum(jnp.stack(list(self.chi2(params).values())))
+
+    def derived(self, params: Mapping[str, ArrayLike]) -> dict[str, Float[Array, ""]]:
+        """Return the derived parameters that are defined in this analysis.
+
+        Args:
+            params: A scalar for each of `parameters`; other names are ignored.
+
+        Returns:
+            H0 [km/s/Mpc] if h is sampled or given; rd [Mpc] if h and what sets the sound horizon are; hrd
+            [Mpc] if rd is and hrd is not itself a parameter.
+
+        Raises:
+            ValueError: If a parameter is missing.
+        """
+        values = self._values(params)
+        horizon = self._sound_horizon(params)
+        derived = {}
+        if "h" in values:
+            derived["H0"] = jnp.asarray(100.0 * values["h"])
+        if "h" in values and horizon is not None:
+            derived["rd"] = horizon
+            if "hrd" not in values:
+                derived["hrd"] = jnp.asarray(values["h"] * horizon)
+        return derived
+
+    def numpyro_model(self) -> None:
+        """Sample the priors and add each data set as a factor of its name, as a NumPyro model.
+
+        The derived parameters are deterministic sites.
+        """
+        params = {name: numpyro.sample(name, prior) for name, prior in self.priors.items()}
+        for name, chi2 in self.chi2(params).items():
+            numpyro.factor(name, -0.5 * chi2)
+        for name, value in self.derived(params).items():
+            numpyro.deterministic(name, value)
+
+    def _values(self, params: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
+        """Return the sampled and the fixed values."""
+        missing = [name for name in self.priors if name not in params]
+        if missing:
+            raise ValueError(
+                f"params lacks {', '.join(missing)}; this analysis needs {', '.join(self.parameters)}"
+            )
+        return {name: params[name] for name in self.priors} | dict(self.fixed)
+
+    def _sound_horizon(self, params: Mapping[str, ArrayLike]) -> Array | None:
+        """Return r_d [Mpc], or None when no parameter sets it."""
+        values = self._values(params)
+        if "hrd" in values:
+            return jnp.asarray(values["hrd"] / values.get("h", FIDUCIAL_H))
+        if self.sound_horizon == "formula" and {"h", "Obh2"} <= values.keys():
+            return sound_horizon(values["Om"], values["h"], values["Obh2"])
+        return None
+
+
+def used_parameters(model: str, data: Iterable[str], *, sound_horizon: str = "formula") -> tuple[str, ...]:
+    """Return the parameters that a model and data sets need, before any is fixed.
+
+    Args:
+        model: A name of `MODELS`.
+        data: Names of `DATA_SETS`, each once.
+        sound_horizon: "formula" or "free".
+
+    Returns:
+        Names of `PARAMETERS`, in its order.
+
+    Raises:
+        ValueError: If a name is unknown, or `data` is empty or has repeats.
+    """
+    _check_name("model", model, MODELS)
+    _check_name("sound_horizon", sound_horizon, SOUND_HORIZONS)
+    data = tuple(data)
+    for name in data:
+        _check_name("data set", name, DATA_SETS)
+    if not data or len(set(data)) < len(data):
+        raise ValueError(f"data must name at least one data set, each once, not {list(data)}")
+    used = {"Om", *MODELS[model].parameters}.union(*(DATA_SETS[name].parameters for name in data))
+    if sound_horizon == "formula" and "hrd" in used:
+        used = used - {"hrd"} | {"h", "Obh2"}
+    return _in_order(used)
+
+
+def _in_order(names: Set[str]) -> tuple[str, ...]:
+    return tuple(name for name in PARAMETERS if name in names)
+
+
+def _check_name(what: str, name: Any, accepted: Iterable[str]) -> None:
+    if name not in tuple(accepted):
+        raise ValueError(f"unknown {what} {name!r}; accepted: {', '.join(accepted)}")
+
+
+def _resolve_prior(name: str, prior: Any) -> dist.Distribution | float:
+    """Return the distribution, or the float that fixes the parameter."""
+    if isinstance(prior, dist.Distribution) and prior.shape() == ():
+        return prior
+    if _is_number(prior):
+        return float(prior)
+    if isinstance(prior, Mapping) and list(prior) == ["normal"]:
+        mean, sd = _pair(prior["normal"]) or (0.0, 0.0)
+        if sd > 0:
+            return dist.Normal(mean, sd)
+    elif (pair := _pair(prior)) is not None and pair[0] < pair[1]:
+        return dist.Uniform(*pair)
+    raise ValueError(
+        f"the prior of {name} is not valid: {prior!r}. Accepted: [low, high] with low < high (uniform), "
+        "{'normal': [mean, sd]} with sd > 0, a finite number (fixes the parameter), or a scalar NumPyro "
+        "distribution"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    """Return two finite numbers, or None."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(_is_number(v) for v in value):
+        return None
+    return float(value[0]), float(value[1])

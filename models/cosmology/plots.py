@@ -1,0 +1,210 @@
+"""Figures of a run: parameter constraints, H(z) and BAO distances with posterior bands and data."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qbs.diagnostics import scalars
+from qbs.errors import MissingExtraError
+from qbs.models.cosmology.background import comoving_distance, hubble, transverse_comoving_distance
+from qbs.models.cosmology.likelihoods import CosmicChronometers, DesiBAO
+from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
+from qbs.models.cosmology.results import ModelResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by people who see colours differently.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_BAND_DRAWS = 400
+_LEVELS = (2.5, 16.0, 50.0, 84.0, 97.5)
+_SPEED_OF_LIGHT = 299792.458  # km/s
+
+
+def write_figures(
+    results: Mapping[str, ModelResult], folder: Path, formats: tuple[str, ...]
+) -> list[Path]:
+    """Draw the figures that the data of the run call for, and return the files written.
+
+    Raises:
+        MissingExtraError: If Matplotlib or GetDist are not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("figures need Matplotlib: pip install 'qbs-jax[cosmology]'") from error
+    likelihoods = {item.name: item for item in next(iter(results.values())).analysis.likelihoods}
+    written = []
+    with matplotlib.rc_context({"backend": "agg", "font.size": 10, "axes.linewidth": 0.8}):
+        figures = {"corner": corner_figure(results)}
+        if "cc" in likelihoods:
+            figures["hubble"] = hubble_figure(results, likelihoods["cc"])
+        if "desi_dr2" in likelihoods:
+            figures["bao"] = bao_figure(results, likelihoods["desi_dr2"])
+        for name, figure in figures.items():
+            for suffix in formats:
+                written.append(_save(figure, folder / f"{name}.{suffix}"))
+            _close(figure)
+    return written
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    figure.savefig(temporary, dpi=160, bbox_inches="tight")
+    os.replace(temporary, path)
+    return path
+
+
+def _close(figure: "Figure") -> None:
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
+
+
+def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
+    """Return GetDist's triangle plot of the sampled parameters, all models over one another."""
+    try:
+        from getdist import MCSamples, plots
+    except ImportError as error:
+        raise MissingExtraError("the corner plot needs GetDist: pip install 'qbs-jax[cosmology]'") from error
+    sampled = {name for result in results.values() for name in result.analysis.parameters}
+    shown = [name for name in PARAMETERS if name in sampled]
+    chains = []
+    for name, result in results.items():
+        posterior = result.posterior
+        flat = {key: values.ravel() for key, values in scalars(posterior.samples).items() if key in shown}
+        keys = list(flat)
+        chains.append(
+            MCSamples(
+                samples=np.column_stack([flat[key] for key in keys]),
+                weights=posterior.weights.ravel(),
+                names=keys,
+                labels=[PARAMETERS[key].latex + _unit_latex(key) for key in keys],
+                ranges={key: _prior_range(result, key) for key in keys},
+                label=name,
+                settings={"mult_bias_correction_order": 1, "smooth_scale_2D": -1},
+            )
+        )
+    plotter = plots.get_subplot_plotter(width_inch=max(4.0, 1.9 * len(shown)))
+    plotter.settings.axes_fontsize = 9
+    plotter.settings.axes_labelsize = 12
+    plotter.settings.legend_fontsize = 12
+    colours = list(_COLOURS[: len(chains)])
+    plotter.triangle_plot(
+        chains, shown, filled=True, contour_colors=colours, legend_labels=list(results), legend_loc="upper right"
+    )
+    return plotter.fig
+
+
+def hubble_figure(results: Mapping[str, ModelResult], data: CosmicChronometers) -> "Figure":
+    """Return H(z)/(1+z) with the chronometers and the posterior bands."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
+    redshifts = np.linspace(0.0, 1.05 * float(np.max(data.redshifts)), 120)
+
+    def scaled_hubble(cosmology: Any, _: Any) -> Any:
+        return hubble(cosmology, redshifts) / (1 + redshifts)
+
+    for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
+        _band(axes, redshifts, _draws_of(result, scaled_hubble), name, colour)
+    factor = 1 / (1 + data.redshifts)
+    _points(axes, data.redshifts, data.data * factor, data.errors * factor, data.label)
+    axes.set_xlabel("redshift $z$")
+    axes.set_ylabel("$H(z)/(1+z)$  [km s$^{-1}$ Mpc$^{-1}$]")
+    axes.set_xlim(redshifts[0], redshifts[-1])
+    axes.legend(frameon=False)
+    return figure
+
+
+def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
+    """Return the three kinds of BAO distance over r_d, with data and posterior bands.
+
+    Distances are divided by \\(z^{2/3}\\) (\\(D_H\\) multiplied by \\(z^{1/3}\\)), so that all fit one scale.
+    """
+    from matplotlib import pyplot
+
+    panels = {
+        "DM_over_rs": r"$D_M/(r_d\, z^{2/3})$",
+        "DH_over_rs": r"$z\,D_H/(r_d\, z^{2/3})$",
+        "DV_over_rs": r"$D_V/(r_d\, z^{2/3})$",
+    }
+    redshifts = np.geomspace(0.1, 1.1 * float(np.max(data.redshifts)), 120)
+    figure, all_axes = pyplot.subplots(len(panels), 1, figsize=(6.4, 8.0), sharex=True)
+    for axes, (quantity, label) in zip(all_axes, panels.items(), strict=True):
+
+        def scaled(cosmology: Any, rd: Any, quantity: str = quantity) -> Any:
+            return _bao_distance(quantity, cosmology, redshifts) / rd * _bao_scale(quantity, redshifts)
+
+        for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
+            _band(axes, redshifts, _draws_of(result, scaled), name, colour)
+        chosen = np.array([own == quantity for own in data.quantities])
+        z = data.redshifts[chosen]
+        scale = _bao_scale(quantity, z)
+        _points(axes, z, data.data[chosen] * scale, data.errors[chosen] * scale, data.label)
+        axes.set_ylabel(label)
+    all_axes[-1].set_xlabel("redshift $z$")
+    all_axes[-1].set_xlim(0.0, redshifts[-1])
+    all_axes[0].legend(frameon=False)
+    figure.align_ylabels()
+    figure.subplots_adjust(hspace=0.06)
+    return figure
+
+
+def _bao_distance(quantity: str, cosmology: Any, redshifts: np.ndarray) -> Any:
+    """Return D_M, D_H or D_V in Mpc."""
+    if quantity == "DH_over_rs":
+        return _SPEED_OF_LIGHT / hubble(cosmology, redshifts)
+    transverse = transverse_comoving_distance(cosmology, redshifts)
+    if quantity == "DM_over_rs":
+        return transverse
+    return jnp.cbrt(redshifts * transverse**2 * _SPEED_OF_LIGHT / hubble(cosmology, redshifts))
+
+
+def _bao_scale(quantity: str, redshifts: np.ndarray) -> np.ndarray:
+    return redshifts ** (1 / 3 if quantity == "DH_over_rs" else -2 / 3)
+
+
+def _draws_of(result: ModelResult, function: Any) -> np.ndarray:
+    """Evaluate a function of (cosmology, r_d in Mpc) on posterior draws; shape (draws, redshifts)."""
+    analysis = result.analysis
+    draws = result.posterior.resample(_BAND_DRAWS)
+    with jax.enable_x64(True):
+        sampled = {name: jnp.asarray(draws[name]) for name in analysis.parameters}
+
+        def one(parameters: dict[str, Any]) -> Any:
+            derived = analysis.derived(parameters)
+            return function(analysis.cosmology(parameters), derived.get("rd"))
+
+        return np.asarray(jax.jit(jax.vmap(one))(sampled))
+
+
+def _band(axes: "Axes", x: np.ndarray, draws: np.ndarray, name: str, colour: str) -> None:
+    low2, low1, middle, high1, high2 = np.percentile(draws, _LEVELS, axis=0)
+    axes.fill_between(x, low2, high2, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(x, low1, high1, color=colour, alpha=0.35, linewidth=0)
+    axes.plot(x, middle, color=colour, linewidth=1.3, label=f"{name} (68 and 95 %)")
+
+
+def _points(axes: "Axes", x: np.ndarray, y: np.ndarray, errors: np.ndarray, label: str) -> None:
+    axes.errorbar(x, y, yerr=errors, fmt="o", color="black", markersize=3.5, linewidth=1, label=label, zorder=5)
+
+
+def _unit_latex(name: str) -> str:
+    unit = {**DERIVED, **PARAMETERS}[name].unit
+    return rf"\;[\mathrm{{{unit}}}]" if unit else ""
+
+
+def _prior_range(result: ModelResult, name: str) -> tuple[float | None, float | None]:
+    support = result.analysis.priors[name].support
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    return (None if low is None else float(low), None if high is None else float(high))
+
+
+__all__ = ["bao_figure", "comoving_distance", "corner_figure", "hubble_figure", "write_figures"]

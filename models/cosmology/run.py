@@ -1,0 +1,162 @@
+"""Carry out a run file: fit every model, and write posteriors, chains, figures and results."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qbs.errors import PosteriorFileError
+from qbs.inference.fitting import fit
+from qbs.models.cosmology.analysis import Analysis
+from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
+from qbs.models.cosmology.results import ModelResult, results_as_dict
+from qbs.models.cosmology.runfile import RunFile
+from qbs.posterior import Posterior
+from qbs.provenance import settings, versions
+from qbs.storage import load
+
+Tell = Callable[[str], None]
+
+
+def analyses(run_file: RunFile) -> dict[str, Analysis]:
+    """Return the analysis of each model of a run file; reads the data, computes nothing.
+
+    Raises:
+        DataError: If a table is missing or damaged.
+        ValueError: If priors and models do not fit together.
+    """
+    return {
+        name: Analysis(
+            model=name,
+            data=run_file.data,
+            priors={key: prior for key, prior in run_file.priors.items()},
+            sound_horizon=run_file.sound_horizon,
+            data_path=run_file.data_path,
+        )
+        for name in run_file.models
+    }
+
+
+def carry_out(
+    run_file: RunFile,
+    problems: dict[str, Analysis],
+    *,
+    tell: Tell = print,
+    progress: bool | None = None,
+    fresh: bool = False,
+) -> dict[str, ModelResult]:
+    """Fit the models of a run file and write everything to its output folder.
+
+    Each posterior is saved as soon as it is there. Run again with the same settings, models that are
+    already finished are read instead of fitted.
+
+    Args:
+        run_file: The settings.
+        problems: What `analyses` returns for it.
+        tell: Called with each sentence for the user.
+        progress: Whether to show progress; by default on a terminal.
+        fresh: Fit again what an earlier run has finished.
+
+    Returns:
+        The result of each model, complete or interrupted; a Ctrl-C ends the run after the model that it
+        interrupts.
+    """
+    folder = run_file.output
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, ModelResult] = {}
+    for name, analysis in problems.items():
+        path = folder / f"{name}.qbs"
+        fingerprint = _fingerprint(run_file, analysis)
+        posterior = None if fresh else _finished(path, fingerprint)
+        if posterior is not None:
+            tell(f"{name}: already fitted with these settings, read from {path} (--fresh fits it again)")
+        else:
+            posterior = _fit(run_file, analysis, fingerprint, progress)
+            posterior.save(path)
+        results[name] = ModelResult(name, analysis, posterior)
+        if posterior.provenance.get("is_interrupted"):
+            tell(f"{name}: interrupted; what was done is kept in {path}, to be read with qbs.load")
+            break
+    _write(run_file, results, tell)
+    return results
+
+
+def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, progress: bool | None) -> Posterior:
+    posterior = fit(
+        analysis.numpyro_model,
+        method=run_file.method,
+        key=jax.random.key(run_file.seed),
+        precision="float64",
+        progress=progress,
+    )
+    posterior.provenance.update(model=analysis.model, run_fingerprint=fingerprint)
+    return posterior
+
+
+def _fingerprint(run_file: RunFile, analysis: Analysis) -> str:
+    """Return a hash of everything that decides the result of one model."""
+    decisive = {
+        "model": analysis.model,
+        "data": run_file.data,
+        "priors": {name: run_file.priors[name] for name in sorted(run_file.priors)},
+        "sound_horizon": run_file.sound_horizon,
+        "method": [type(run_file.method).__name__, settings(run_file.method)],
+        "seed": run_file.seed,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path, fingerprint: str) -> Posterior | None:
+    try:
+        posterior = load(path)
+    except (FileNotFoundError, PosteriorFileError):
+        return None
+    record = posterior.provenance
+    is_same = record.get("run_fingerprint") == fingerprint and not record.get("is_interrupted")
+    return posterior if is_same else None
+
+
+def _write(run_file: RunFile, results: dict[str, ModelResult], tell: Tell) -> None:
+    from qbs.models.cosmology.plots import write_figures
+
+    folder = run_file.output
+    labels = {name: parameter.latex for name, parameter in {**DERIVED, **PARAMETERS}.items()}
+    for name, result in results.items():
+        result.posterior.to_getdist(folder / name, labels=labels, ranges=_ranges(result.analysis))
+    contents = results_as_dict(results, provenance_of_run(run_file))
+    _replace(folder / "results.json", json.dumps(contents, indent=2) + "\n")
+    tell(f"results: {folder / 'results.json'}; posteriors: {folder}/*.qbs; GetDist chains: {folder}/*_1.txt")
+    figures = write_figures(results, folder, run_file.figures)
+    tell("figures: " + ", ".join(str(path) for path in figures))
+
+
+def _ranges(analysis: Analysis) -> dict[str, tuple[float | None, float | None]]:
+    ranges: dict[str, tuple[float | None, float | None]] = {}
+    for name, prior in analysis.priors.items():
+        low, high = (getattr(prior.support, end, None) for end in ("lower_bound", "upper_bound"))
+        ranges[name] = (None if low is None else float(low), None if high is None else float(high))
+    return ranges
+
+
+def provenance_of_run(run_file: RunFile) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run."""
+    return {
+        "models": list(run_file.models),
+        "data": list(run_file.data),
+        "priors": dict(run_file.priors),
+        "sound_horizon": run_file.sound_horizon,
+        "method": {"name": type(run_file.method).__name__.lower(), **settings(run_file.method)},
+        "seed": run_file.seed,
+        "versions": versions(),
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

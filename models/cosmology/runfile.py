@@ -1,0 +1,245 @@
+"""Run files: what `qbs cosmology` reads, checked to the last value before anything is computed."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qbs.errors import MissingExtraError, RunFileError
+from qbs.inference.mcmc import NUTS
+from qbs.inference.method import Method
+from qbs.inference.nested import Dynesty
+from qbs.models.cosmology.likelihoods import DATA_SETS
+from qbs.models.cosmology.parameters import MODELS, PARAMETERS
+
+METHODS: dict[str, type[Method]] = {"dynesty": Dynesty, "nuts": NUTS}
+SOUND_HORIZONS = ("formula", "free")
+FIGURE_FORMATS = ("png", "pdf", "svg")
+
+EXAMPLE = """\
+# A run of `qbs cosmology`: every key with its accepted values. Only `models` and `data` are required.
+
+# Which models: LCDM, wCDM (constant w), CPL (w0 and wa), oLCDM, oCPL (the same with curvature).
+# Bayes factors are relative to the first.
+models: [LCDM, CPL]
+
+# Which data: cc (15 cosmic chronometers), desi_dr2 (BAO), bbn (baryon density), h0 (local distance
+# ladder), pantheon_plus (1,590 supernovae; a large table, see data_path).
+data: [cc, desi_dr2, bbn]
+
+# The folder that holds large tables; without it they are fetched from their public release once.
+# data_path: tables/cosmology
+
+# Priors that differ from the defaults. A pair is uniform, {normal: [mean, sd]} is normal, a single number
+# fixes the parameter. Defaults: Om [0.1, 0.5], Obh2 [0.02, 0.025], h [0.4, 0.9], w [-3, 1], wa [-3, 2],
+# Ok [-0.3, 0.3], hrd [60, 140] Mpc.
+priors: {Om: [0.1, 0.5], h: [0.4, 0.9]}
+
+# The sound horizon r_d: `formula` (from Om, Obh2 and h) or `free` (then h r_d is a parameter, hrd).
+sound_horizon: formula
+
+# How to fit. {name: dynesty, num_live, dlogz, batch_size, max_calls} gives posterior and evidence;
+# {name: nuts, num_chains, num_warmup, num_draws, target_accept} gives the posterior alone.
+method: {name: dynesty, num_live: 500, dlogz: 0.01}
+
+# The same seed gives the same result.
+seed: 1
+
+# Formats of the figures: png, pdf, svg.
+figures: [png, pdf]
+
+# The folder for results; created when the run starts.
+output: runs/desi
+"""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The contents of a run file; see `EXAMPLE` for the meaning of each key."""
+
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    data_path: Path | None = None
+    priors: Mapping[str, Any] = field(default_factory=dict)
+    sound_horizon: str = "formula"
+    method: Method = field(default_factory=Dynesty)
+    seed: int = 0
+    figures: tuple[str, ...] = ("png", "pdf")
+    output: Path = Path("runs/cosmology")
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read and check a run file.
+
+    Raises:
+        RunFileError: If the file is missing, is not YAML, or a key or value is not accepted; one
+            sentence with the line and the accepted values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunFileError(
+            f"no run file {path}; `qbs cosmology --example > {path}` writes one to start from"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(f"cannot read the run file {path}: {error}") from error
+    return parse_run_file(text, str(path))
+
+
+def parse_run_file(text: str, source: str = "run file") -> RunFile:
+    """Check the text of a run file; see `read_run_file`."""
+    return _Reader(source, _load_yaml(text, source)).read()
+
+
+def _load_yaml(text: str, source: str) -> Any:
+    try:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    except ImportError as error:
+        raise MissingExtraError("run files need ruamel.yaml: pip install 'qbs-jax[cosmology]'") from error
+    try:
+        return YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = str(error.problem or error.context or "syntax error").splitlines()[0]
+        raise RunFileError(f"{source}{line}: not valid YAML: {problem}") from None
+    except YAMLError as error:
+        raise RunFileError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+class _Reader:
+    """Turns the YAML tree into a `RunFile`, knowing the line of every value."""
+
+    def __init__(self, source: str, tree: Any):
+        if not isinstance(tree, dict):
+            raise RunFileError(
+                f"{source}: a run file is a list of `key: value` lines, starting with `models:`"
+            )
+        self._source, self._tree = source, tree
+
+    def read(self) -> RunFile:
+        readers: dict[str, Callable[[str], Any]] = {
+            "models": lambda key: self._names(key, MODELS, "model"),
+            "data": lambda key: self._names(key, DATA_SETS, "data set"),
+            "data_path": self._folder,
+            "priors": self._priors,
+            "sound_horizon": lambda key: self._choice(key, SOUND_HORIZONS),
+            "method": self._method,
+            "seed": self._seed,
+            "figures": lambda key: self._names(key, FIGURE_FORMATS, "figure format"),
+            "output": lambda key: Path(self._text(key)),
+        }
+        for key in self._tree:
+            if key not in readers:
+                self._fail(key, f"unknown key {key!r}; {_accepted(key, readers)}")
+        for key in ("models", "data"):
+            if key not in self._tree:
+                raise RunFileError(f"{self._source}: the key `{key}` is missing")
+        return RunFile(**{key: readers[key](key) for key in self._tree})
+
+    def _fail(self, key: Any, message: str, tree: Any = None) -> None:
+        where = self._tree if tree is None else tree
+        line = where.lc.key(key)[0] + 1
+        raise RunFileError(f"{self._source} line {line}: {message}")
+
+    def _names(self, key: str, accepted: Iterable[str], kind: str) -> tuple[str, ...]:
+        value = self._tree[key]
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            self._fail(key, f"`{key}` must be a list of names; accepted: {', '.join(accepted)}")
+        for name in names:
+            if name not in accepted:
+                self._fail(key, f"unknown {kind} {name!r}; {_accepted(name, accepted)}")
+        if len(set(names)) < len(names):
+            self._fail(key, f"`{key}` names one {kind} twice")
+        return tuple(str(name) for name in names)
+
+    def _choice(self, key: str, accepted: Iterable[str]) -> str:
+        value = self._tree[key]
+        if value not in accepted:
+            self._fail(key, f"`{key}` is {value!r}; accepted: {', '.join(accepted)}")
+        return str(value)
+
+    def _text(self, key: str) -> str:
+        value = self._tree[key]
+        if not isinstance(value, str) or not value:
+            self._fail(key, f"`{key}` must be the path of a folder, not {value!r}")
+        return value
+
+    def _folder(self, key: str) -> Path | None:
+        if self._tree[key] is None:
+            return None
+        folder = Path(self._text(key))
+        if not folder.is_dir():
+            self._fail(key, f"`{key}`: there is no folder {folder}")
+        return folder
+
+    def _seed(self, key: str) -> int:
+        value = self._tree[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            self._fail(key, f"`{key}` must be a whole number from 0 up, not {value!r}")
+        return int(value)
+
+    def _priors(self, key: str) -> dict[str, Any]:
+        value = self._tree[key]
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self._fail(key, f"`{key}` must be a list of `parameter: prior`, such as Om: [0.1, 0.5]")
+        return {name: self._prior(value, name) for name in value}
+
+    def _prior(self, tree: Any, name: str) -> Any:
+        if name not in PARAMETERS:
+            self._fail(name, f"unknown parameter {name!r}; {_accepted(name, PARAMETERS)}", tree)
+        prior = tree[name]
+        forms = "a prior is [low, high], {normal: [mean, sd]}, or a number that fixes the parameter"
+        if _is_number(prior):
+            return float(prior)
+        if _is_pair(prior):
+            low, high = map(float, prior)
+            if not low < high:
+                self._fail(name, f"the prior of {name} is [{low:g}, {high:g}]: low must be below high", tree)
+            return [low, high]
+        if isinstance(prior, dict) and set(prior) == {"normal"} and _is_pair(prior["normal"]):
+            mean, sd = map(float, prior["normal"])
+            if not sd > 0:
+                self._fail(name, f"the prior of {name} has sd {sd:g}: it must be positive", tree)
+            return {"normal": [mean, sd]}
+        plain = dict(prior) if isinstance(prior, dict) else prior
+        return self._fail(name, f"the prior of {name} is {plain!r}; {forms}", tree)
+
+    def _method(self, key: str) -> Method:
+        value = self._tree[key]
+        tree = {"name": value} if isinstance(value, str) else value
+        if not isinstance(tree, dict) or "name" not in tree:
+            self._fail(key, f"`{key}` needs a name; accepted: {', '.join(METHODS)}")
+        if tree["name"] not in METHODS:
+            self._fail(key, f"unknown method {tree['name']!r}; {_accepted(tree['name'], METHODS)}")
+        method = METHODS[tree["name"]]
+        settings = {name: setting for name, setting in tree.items() if name != "name"}
+        accepted = list(method.__dataclass_fields__)
+        for name in settings:
+            if name not in accepted:
+                message = f"{tree['name']} has no setting {name!r}; {_accepted(name, accepted)}"
+                self._fail(name, message, tree)
+        try:
+            return method(**settings)
+        except (ValueError, TypeError) as error:
+            return self._fail(key, str(error))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(float(value)) < float("inf")
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _accepted(name: Any, accepted: Iterable[str]) -> str:
+    names = list(accepted)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"accepted: {', '.join(names)}{hint}"

@@ -1,0 +1,106 @@
+"""The `qbs` command: parses, calls and prints; everything else is elsewhere."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import qbs
+from qbs.errors import QbsError
+
+app = typer.Typer(
+    help="Bayesian inference and structure learning in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_BAD_INPUT = 2
+_PROBLEMS = 3
+_INTERRUPTED = 130
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 (typer calls it so)
+    if asked:
+        print(f"qbs {qbs.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,  # noqa: FBT002
+) -> None:
+    pass
+
+
+@app.command()
+def cosmology(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="RUN.yaml", help="The run file; --example writes one.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a commented run file and exit.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,  # noqa: FBT002
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Fit again what an earlier run of this file finished.")
+    ] = False,  # noqa: FBT002
+) -> None:
+    """Fit cosmological models to survey data: posterior, evidence, chains and figures.
+
+    Exit status: 0 all well; 2 the run file or the data cannot be used; 3 done, with problems that the
+    output names; 130 interrupted, with the results so far written.
+    """
+    from qbs.models.cosmology.run import analyses, carry_out, provenance_of_run
+    from qbs.models.cosmology.results import model_table, results_as_dict
+    from qbs.models.cosmology.runfile import EXAMPLE, read_run_file
+
+    if example:
+        print(EXAMPLE, end="")
+        return
+    if run_file is None:
+        raise typer.BadParameter("give a run file, or --example to get one to start from")
+    console = Console(stderr=as_json, quiet=as_json, soft_wrap=True, highlight=False)
+    with _one_sentence():
+        settings = read_run_file(run_file)
+        results = carry_out(
+            settings,
+            analyses(settings),
+            tell=console.print,
+            progress=False if as_json else True,
+            fresh=fresh,
+        )
+    if as_json:
+        print(json.dumps(results_as_dict(results, provenance_of_run(settings)), indent=2))
+    console.print(model_table(results))
+    has_problems = False
+    for name, result in results.items():
+        for problem in result.posterior.problems:
+            has_problems = True
+            console.print(f"! {name}: {problem}")
+    if any(result.posterior.provenance.get("is_interrupted") for result in results.values()):
+        raise typer.Exit(_INTERRUPTED)
+    if has_problems:
+        raise typer.Exit(_PROBLEMS)
+
+
+@contextlib.contextmanager
+def _one_sentence():  # noqa: ANN202
+    """Turn what went wrong into one sentence and exit status 2."""
+    try:
+        yield
+    except (QbsError, OSError) as error:
+        print(f"qbs: {error}", file=sys.stderr)
+        raise typer.Exit(_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("qbs: interrupted before there was anything to keep", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,211 @@
+"""A NumPyro model bound to its data: what every method of `qbs.fit` is given.
+
+Binding separates the arrays (traced, so that new data of the same shape does not compile again) from
+everything else (part of the structure of the computation), and reads the model's sites by running it
+once on abstract values: no number is computed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro import handlers
+
+from qbs.errors import ModelError, QbsError
+
+_ARRAY = "<array>"  # marks, among the static leaves of a call, the place of an array
+
+# What JAX raises when Python code needs the value of a traced array.
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+class Site(eqx.Module):
+    """What is known of a latent site without running the model.
+
+    Attributes:
+        name: The name of the `numpyro.sample` statement.
+        shape: Shape of one value.
+        event_dim: How many trailing axes of the value are one event of the distribution.
+        is_discrete: Whether the values are integers.
+        family: The distribution's class name, for messages.
+    """
+
+    name: str = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    event_dim: int = eqx.field(static=True)
+    is_discrete: bool = eqx.field(static=True)
+    family: str = eqx.field(static=True)
+
+
+class BoundModel(eqx.Module):
+    """A NumPyro model and the arguments that it is called with.
+
+    A pytree whose leaves are the data arrays; the function, Python scalars and strings are structure.
+    Two bindings of the same function to arrays of the same shapes therefore share compiled code.
+    """
+
+    function: Callable = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    arrays: tuple[Array, ...]
+    static_leaves: tuple = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+
+    def arguments(self) -> tuple[tuple, dict]:
+        """Return the positional and keyword arguments of the model."""
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static_leaves]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class _WithConstants:
+    """A model with its arguments baked in, for models that need the values of their data."""
+
+    def __init__(self, function: Callable, args: tuple, kwargs: Mapping[str, Any]):
+        self._call = function, args, kwargs
+
+    def __call__(self) -> Any:
+        function, args, kwargs = self._call
+        return function(*args, **kwargs)
+
+
+def model_name(function: Callable) -> str:
+    """Return the name that messages and results use for a model."""
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def _as_leaf(leaf: Any) -> Any:
+    """Return a model argument as an array of the default precision where it is numeric data."""
+    if leaf is None or isinstance(leaf, bool | int | str | bytes | np.integer | np.bool_):
+        return leaf.item() if isinstance(leaf, np.generic) else leaf
+    if isinstance(leaf, jax.Array):
+        return leaf.astype(float) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    if isinstance(leaf, float | complex) or hasattr(leaf, "__array__"):
+        array = np.asarray(leaf)
+        return jnp.asarray(array) if array.dtype.kind in "biufc" else array
+    return leaf
+
+
+def bind(
+    function: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, name: str = ""
+) -> BoundModel:
+    """Bind a NumPyro model to its arguments.
+
+    Args:
+        function: The model.
+        args: Positional arguments. Arrays, NumPy arrays and data-frame columns become JAX arrays in the
+            ambient precision; integers, strings, `None` and other objects stay as they are.
+        kwargs: Keyword arguments, treated alike.
+        name: What messages call the model; the function's name by default.
+
+    Returns:
+        The bound model. Where the model needs the values of its data while it runs (`len(np.unique(x))`,
+        an `if` on data), the data is baked in and each new data set compiles anew.
+
+    Raises:
+        ModelError: If the model cannot be run on values of its own prior, or a site name appears twice.
+    """
+    if not callable(function):
+        raise ModelError(
+            f"the model must be a NumPyro model (a function) or a qbs.Target, not {type(function).__name__}"
+        )
+    call = jax.tree.map(_as_leaf, (tuple(args), dict(kwargs or {})), is_leaf=lambda leaf: leaf is None)
+    leaves, structure = jax.tree.flatten(call, is_leaf=lambda leaf: leaf is None)
+    name = name or model_name(function)
+    bound = BoundModel(
+        function,
+        name,
+        tuple(leaf for leaf in leaves if isinstance(leaf, jax.Array)),
+        tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves),
+        structure,
+    )
+    try:
+        hash(bound.static_leaves)
+        trace_sites(bound)
+    except (*_NEEDS_VALUES, TypeError):
+        bound = BoundModel(_WithConstants(function, *call), name, (), (), jax.tree.structure(((), {})))
+        trace_sites(bound)
+    return bound
+
+
+def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
+    """Run the model on abstract values and return its sites.
+
+    Returns:
+        The latent sites by name, and the kind of every other site by name: `"observed"`,
+        `"deterministic"` or `"param"`.
+
+    Raises:
+        ModelError: If a name appears twice, or the model raises while it runs.
+    """
+    latent: dict[str, Site] = {}
+    others: dict[str, str] = {}
+
+    def record(key: Array, arrays: tuple[Array, ...]) -> Array:
+        args, kwargs = eqx.tree_at(lambda b: b.arrays, bound, arrays).arguments()
+        trace = handlers.trace(handlers.seed(bound.function, key)).get_trace(*args, **kwargs)
+        for name, site in trace.items():
+            if site["type"] == "sample" and not site["is_observed"]:
+                fn = site["fn"]
+                latent[name] = Site(
+                    name,
+                    tuple(np.shape(site["value"])),
+                    len(fn.event_shape),
+                    bool(fn.support.is_discrete),
+                    _family(fn),
+                )
+            elif site["type"] in ("sample", "deterministic", "param"):
+                others[name] = "observed" if site["type"] == "sample" else site["type"]
+        return jnp.zeros(())
+
+    name = bound.name
+    try:
+        # A fresh closure, so that JAX runs the model every time it is asked.
+        jax.eval_shape(lambda key, arrays: record(key, arrays), jax.random.key(0), bound.arrays)
+    except _NEEDS_VALUES as error:
+        if bound.arrays:
+            raise
+        raise ModelError(
+            f"the model {name!r} needs the value of a latent site while it is traced (a Python `if`, `int()` "
+            f"or NumPy call on it): use jax.numpy and jax.lax.cond instead. JAX said: {error.args[0]}"
+        ) from error
+    except AssertionError as error:
+        if "unique names" not in str(error):
+            raise ModelError(f"the model {name!r} raised AssertionError: {error}") from error
+        site_name = str(error).split("`")[1] if "`" in str(error) else "?"
+        raise ModelError(
+            f"the site name {site_name!r} appears twice in the model {name!r}: give every "
+            "numpyro.sample, numpyro.deterministic and numpyro.factor statement a name of its own"
+        ) from error
+    except QbsError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model {name!r} cannot be run on draws from its prior: it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return latent, others
+
+
+def _family(fn: dist.Distribution) -> str:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def require_latents(latent: Mapping[str, Site], name: str) -> None:
+    """Raise `ModelError` when there is nothing to infer."""
+    if not latent:
+        raise ModelError(
+            f"the model {name!r} has no latent sites: every numpyro.sample statement is observed, "
+            "so there is nothing to infer (is an obs= argument passed that should be None?)"
+        )

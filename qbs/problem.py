@@ -1,0 +1,113 @@
+"""What a method of `qbs.fit` is given: a bound model, or a black-box likelihood with its priors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from numpyro import handlers
+
+from qbs.errors import LikelihoodError, ModelError
+from qbs.model import BoundModel, Site, bind, require_latents, trace_sites
+from qbs.target import Target, require_scalar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model with its data, checked and ready for a method.
+
+    Attributes:
+        name: What messages and results call it.
+        bound: The model with its data; for a black box, its priors alone.
+        latent: The latent sites by name.
+        black_box: Log likelihood of one dictionary of NumPy values, or `None` where the bound model
+            contains the likelihood.
+        derive: Derived quantities of one dictionary of NumPy values, for a black box.
+    """
+
+    name: str
+    bound: BoundModel
+    latent: Mapping[str, Site]
+    black_box: Callable[[dict[str, Any]], float] | None = None
+    derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether every latent site is continuous."""
+        return not any(site.is_discrete for site in self.latent.values())
+
+    def in_order(self, values: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
+        """Sort named values: latent sites in the order of the model, then the rest, whose names follow."""
+        derived = tuple(name for name in values if name not in self.latent)
+        return {name: values[name] for name in (*self.latent, *derived)}, derived
+
+
+def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None) -> Problem:
+    """Bind a NumPyro model or a `Target` to its data and check it.
+
+    Raises:
+        ModelError: If the model cannot be run, has no latent sites, or uses a name twice.
+        LikelihoodError: If a target's log likelihood raises, or does not return one number.
+    """
+    if isinstance(model, Target):
+        return _pose_target(model, data)
+    bound = bind(model, data, kwargs)
+    latent, _ = trace_sites(bound)
+    require_latents(latent, bound.name)
+    return Problem(bound.name, bound, latent)
+
+
+def _pose_target(target: Target, data: tuple) -> Problem:
+    try:
+        bound = bind(target.as_model, data, name=target.name)
+    except ModelError:
+        return _as_black_box(target, data)  # calls it on numbers, and reports the error if there is one
+    return Problem(target.name, bound, trace_sites(bound)[0])
+
+
+def _as_black_box(target: Target, data: tuple) -> Problem:
+    bound = bind(target.sample_priors, name=target.name)
+    draw = handlers.seed(target.sample_priors, jax.random.key(0))()
+    first = {name: np.asarray(value)[()] for name, value in draw.items()}
+
+    def log_likelihood(parameters: dict[str, Any]) -> float:
+        try:
+            value = target.log_likelihood(parameters, *data)
+        except Exception as error:
+            raise LikelihoodError(
+                f"log_likelihood of {target.name!r} raised {type(error).__name__}: {error}; the parameters "
+                f"were {describe(parameters)}"
+            ) from error
+        require_scalar(np.shape(value), target.name)
+        return float(value)
+
+    log_likelihood(first)
+    return Problem(target.name, bound, trace_sites(bound)[0], log_likelihood, target.derived)
+
+
+def describe(parameters: Mapping[str, Any]) -> str:
+    """Return parameter values as a short text for messages."""
+    parts = []
+    for name, value in parameters.items():
+        array = np.asarray(value)
+        text = f"{array:.6g}" if array.ndim == 0 else np.array2string(array, precision=4, threshold=6)
+        parts.append(f"{name} = {text}")
+    return ", ".join(parts)
+
+
+def require_continuous(problem: Problem, method: str) -> None:
+    """Raise `ModelError` where a gradient method meets a discrete site or a black box."""
+    if problem.black_box is not None:
+        raise ModelError(
+            f"{method} needs gradients, and log_likelihood of {problem.name!r} is not written in JAX: use "
+            "jax.numpy in it, or method=qbs.inference.nested.Dynesty()"
+        )
+    discrete = [name for name, site in problem.latent.items() if site.is_discrete]
+    if discrete:
+        raise ModelError(
+            f"{method} needs continuous latent sites, and {', '.join(map(repr, discrete))} of "
+            f"{problem.name!r} is discrete: sum it out, or use method=qbs.inference.nested.Dynesty()"
+        )

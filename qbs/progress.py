@@ -1,0 +1,85 @@
+"""One live line of progress with an ETA, or plain lines where the output is no terminal."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+_PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
+_LIVE_INTERVAL = 0.1
+
+
+class ProgressLine:
+    """Shows how far a run is; a context manager that does nothing when it is switched off.
+
+    Args:
+        title: What is running.
+        show: `True` or `False`, or `None` to show on a terminal or in a notebook only. Where it is shown
+            and the output is no terminal, a plain line is printed every ten seconds.
+    """
+
+    def __init__(self, title: str, *, show: bool | None = None):
+        self._console = Console(file=sys.stderr)
+        is_live = self._console.is_terminal or self._console.is_jupyter
+        self._is_shown = is_live if show is None else show
+        self._title = title
+        self._start = self._last = time.monotonic()
+        self._progress: Progress | None = None
+        if self._is_shown and is_live:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[eta]}"),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._task = self._progress.add_task(title, total=None, status="", eta="")
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an update would be shown now; ask before work that only serves the display."""
+        interval = _LIVE_INTERVAL if self._progress is not None else _PLAIN_INTERVAL
+        return self._is_shown and time.monotonic() - self._last >= interval
+
+    def update(self, status: str, fraction: float | None = None) -> None:
+        """Show a status and, from the fraction of the work that is done, the time that is left.
+
+        Args:
+            status: Counts and rates, in words.
+            fraction: Done part of the work in [0, 1], or `None` when it is not known.
+        """
+        if not self.is_due:
+            return
+        self._last = time.monotonic()
+        eta = f"ETA {_clock(self._remaining(fraction))}" if fraction else "ETA --:--"
+        if self._progress is not None:
+            self._progress.update(
+                self._task, total=1.0 if fraction else None, completed=fraction or 0.0, status=status, eta=eta
+            )
+        else:
+            elapsed = _clock(self._last - self._start)
+            print(f"{self._title}: {status}, {elapsed} elapsed, {eta}", file=sys.stderr, flush=True)
+
+    def _remaining(self, fraction: float) -> float:
+        return (self._last - self._start) * (1 - fraction) / fraction
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
