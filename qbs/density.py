@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool
 from numpyro import handlers
 from numpyro.infer import util as numpyro_util
 
-from qbs.model import BoundModel
+from qbs.model import BoundModel, seeded
 
 
 def potential(bound: BoundModel, position: dict[str, Array]) -> Array:
@@ -52,7 +52,7 @@ def starting_point(
         The point, its potential, the gradient there, and whether all of it is finite.
     """
     args, kwargs = bound.arguments()
-    trace = handlers.trace(handlers.seed(bound.function, key)).get_trace(*args, **kwargs)
+    trace = handlers.trace(seeded(bound.function, key)).get_trace(*args, **kwargs)
     draw = {
         name: site["value"]
         for name, site in trace.items()
@@ -72,6 +72,5 @@ def starting_point(
 def site_log_probs(bound: BoundModel, key: Array) -> dict[str, Array]:
     """Return the log probability of every site at one draw from the prior, to say which is not finite."""
     args, kwargs = bound.arguments()
-    seeded = handlers.seed(bound.function, key)
-    log_probs, _ = numpyro_util.compute_log_probs(seeded, args, kwargs, {})
+    log_probs, _ = numpyro_util.compute_log_probs(seeded(bound.function, key), args, kwargs, {})
     return {name: jnp.asarray(value) for name, value in log_probs.items()}

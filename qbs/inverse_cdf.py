@@ -117,7 +117,7 @@ def _discrete_inverse(fn: dist.Distribution) -> Callable[[Array], Array] | None:
 def _invert_counts(cdf: Callable[[Array], Array], uniforms: Array) -> Array:
     """Return the smallest count whose CDF reaches each uniform, by bisection."""
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # cdf(low) < uniform <= cdf(high)
         middle = jnp.floor((low + high) / 2)
         reaches = cdf(middle) >= uniforms
@@ -131,7 +131,7 @@ def _invert(cdf: Callable[[Array], Array], uniforms: Array, support: constraints
     """Invert a continuous CDF by bisection on an unbounded scale of its support."""
     to_support, bound = _unbounded_scale(support)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         below = cdf(to_support(middle)) < uniforms

@@ -15,10 +15,14 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
 
 from qbs.errors import ModelError, QbsError
 
-_ARRAY = "<array>"  # marks, among the static leaves of a call, the place of an array
+
+class _ArrayHere:
+    """Marks, among the static leaves of a call, the place of an array."""
+
 
 # What JAX raises when Python code needs the value of a traced array.
 _NEEDS_VALUES = (
@@ -57,13 +61,13 @@ class BoundModel(eqx.Module):
     function: Callable = eqx.field(static=True)
     name: str = eqx.field(static=True)
     arrays: tuple[Array, ...]
-    static_leaves: tuple = eqx.field(static=True)
+    static_leaves: tuple = eqx.field(static=True)  # with their types, because 1 == True
     structure: Any = eqx.field(static=True)
 
     def arguments(self) -> tuple[tuple, dict]:
         """Return the positional and keyword arguments of the model."""
         arrays = iter(self.arrays)
-        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static_leaves]
+        leaves = [next(arrays) if kind is _ArrayHere else leaf for kind, leaf in self.static_leaves]
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -89,10 +93,32 @@ def _as_leaf(leaf: Any) -> Any:
         return leaf.item() if isinstance(leaf, np.generic) else leaf
     if isinstance(leaf, jax.Array):
         return leaf.astype(float) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    if hasattr(leaf, "columns"):  # a whole data frame, from which the model takes columns by name
+        return leaf
     if isinstance(leaf, float | complex) or hasattr(leaf, "__array__"):
         array = np.asarray(leaf)
-        return jnp.asarray(array) if array.dtype.kind in "biufc" else array
+        if array.dtype.kind in "iu":
+            _require_fitting(array)
+        if array.dtype.kind in "biufc":
+            return jnp.asarray(array, dtype=float if array.dtype.kind == "f" else None)
+        return array
     return leaf
+
+
+def _require_fitting(array: np.ndarray) -> None:
+    """Raise where JAX would cut integers off to 32 bits without a word."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    range_ = np.iinfo(dtype)
+    if array.size and (array.min() < range_.min or array.max() > range_.max):
+        raise ModelError(
+            f"an argument of the model holds the integer {array.flat[np.argmax(np.abs(array))]}, which does "
+            f"not fit into {dtype.name}: pass it as float, or fit with precision='float64'"
+        )
+
+
+def _as_numpy(leaf: Any) -> Any:
+    is_data = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(leaf) if is_data else leaf
 
 
 def bind(
@@ -102,17 +128,18 @@ def bind(
 
     Args:
         function: The model.
-        args: Positional arguments. Arrays, NumPy arrays and data-frame columns become JAX arrays in the
-            ambient precision; integers, strings, `None` and other objects stay as they are.
+        args: Positional arguments. Arrays, floats and data-frame columns become JAX arrays in the ambient
+            precision; integers, strings, `None`, whole data frames and other objects stay as they are.
         kwargs: Keyword arguments, treated alike.
         name: What messages call the model; the function's name by default.
 
     Returns:
         The bound model. Where the model needs the values of its data while it runs (`len(np.unique(x))`,
-        an `if` on data), the data is baked in and each new data set compiles anew.
+        `int(x.max())`, an `if` on data), the data is baked in and each new data set compiles anew.
 
     Raises:
-        ModelError: If the model cannot be run on values of its own prior, or a site name appears twice.
+        ModelError: If the model cannot be run on values of its own prior, a site name appears twice, a
+            plate subsamples, or an integer in the data does not fit the ambient precision.
     """
     if not callable(function):
         raise ModelError(
@@ -121,20 +148,33 @@ def bind(
     call = jax.tree.map(_as_leaf, (tuple(args), dict(kwargs or {})), is_leaf=lambda leaf: leaf is None)
     leaves, structure = jax.tree.flatten(call, is_leaf=lambda leaf: leaf is None)
     name = name or model_name(function)
-    bound = BoundModel(
-        function,
-        name,
-        tuple(leaf for leaf in leaves if isinstance(leaf, jax.Array)),
-        tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves),
-        structure,
+    arrays = tuple(leaf for leaf in leaves if isinstance(leaf, jax.Array))
+    static = tuple(
+        (_ArrayHere, None) if isinstance(leaf, jax.Array) else (type(leaf), leaf) for leaf in leaves
     )
-    try:
-        hash(bound.static_leaves)
-        trace_sites(bound)
-    except (*_NEEDS_VALUES, TypeError):
-        bound = BoundModel(_WithConstants(function, *call), name, (), (), jax.tree.structure(((), {})))
-        trace_sites(bound)
+    ways = [BoundModel(function, name, arrays, static, structure)] if _is_hashable((function, static)) else []
+    # Under tracing, JAX stages out what is computed from a baked-in JAX array, but not from a NumPy array.
+    for baked in (call, jax.tree.map(_as_numpy, call)):
+        ways.append(BoundModel(_WithConstants(function, *baked), name, (), (), jax.tree.structure(((), {}))))
+    for bound in ways:
+        try:
+            trace_sites(bound)
+        except ModelError as error:
+            if bound is ways[-1] or not isinstance(error.__cause__, _NEEDS_VALUES):
+                raise
+        else:
+            break
     return bound
+
+
+def seeded(function: Callable, key: Array) -> Callable:
+    """Return the model drawing its own latent values; those of an improper prior are drawn near zero."""
+
+    def draw_improper(site: dict[str, Any]) -> Array | None:
+        is_latent = site["type"] == "sample" and not site["is_observed"]
+        return init_to_uniform(site) if is_latent and is_improper(site["fn"]) else None
+
+    return handlers.substitute(handlers.seed(function, key), substitute_fn=draw_improper)
 
 
 def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
@@ -145,14 +185,14 @@ def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
         `"deterministic"` or `"param"`.
 
     Raises:
-        ModelError: If a name appears twice, or the model raises while it runs.
+        ModelError: If a name appears twice, a plate subsamples, or the model raises while it runs.
     """
     latent: dict[str, Site] = {}
     others: dict[str, str] = {}
 
     def record(key: Array, arrays: tuple[Array, ...]) -> Array:
         args, kwargs = eqx.tree_at(lambda b: b.arrays, bound, arrays).arguments()
-        trace = handlers.trace(handlers.seed(bound.function, key)).get_trace(*args, **kwargs)
+        trace = handlers.trace(seeded(bound.function, key)).get_trace(*args, **kwargs)
         for name, site in trace.items():
             if site["type"] == "sample" and not site["is_observed"]:
                 fn = site["fn"]
@@ -161,8 +201,10 @@ def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
                     tuple(np.shape(site["value"])),
                     len(fn.event_shape),
                     bool(fn.support.is_discrete),
-                    _family(fn),
+                    type(_innermost(fn)).__name__,
                 )
+            elif site["type"] == "plate":
+                _require_whole(name, *site["args"])
             elif site["type"] in ("sample", "deterministic", "param"):
                 others[name] = "observed" if site["type"] == "sample" else site["type"]
         return jnp.zeros(())
@@ -172,8 +214,6 @@ def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
         # A fresh closure, so that JAX runs the model every time it is asked.
         jax.eval_shape(lambda key, arrays: record(key, arrays), jax.random.key(0), bound.arrays)
     except _NEEDS_VALUES as error:
-        if bound.arrays:
-            raise
         raise ModelError(
             f"the model {name!r} needs the value of a latent site while it is traced (a Python `if`, `int()` "
             f"or NumPy call on it): use jax.numpy and jax.lax.cond instead. JAX said: {error.args[0]}"
@@ -196,10 +236,31 @@ def trace_sites(bound: BoundModel) -> tuple[dict[str, Site], dict[str, str]]:
     return latent, others
 
 
-def _family(fn: dist.Distribution) -> str:
+def _require_whole(name: str, size: int, subsample_size: int | None) -> None:
+    if subsample_size not in (None, size):
+        raise ModelError(
+            f"the plate {name!r} takes {subsample_size} of {size} at random, and the log density must not be "
+            "random: leave subsample_size out"
+        )
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def is_improper(fn: dist.Distribution) -> bool:
+    """Whether a distribution cannot be normalised, nor drawn from."""
+    return isinstance(_innermost(fn), dist.ImproperUniform)
+
+
+def _innermost(fn: dist.Distribution) -> dist.Distribution:
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
         fn = fn.base_dist
-    return type(fn).__name__
+    return fn
 
 
 def require_latents(latent: Mapping[str, Site], name: str) -> None:

@@ -79,12 +79,12 @@ class Posterior:
 
     def mean(self, name: str) -> np.ndarray:
         """Return the posterior mean of a parameter."""
-        return np.tensordot(self.weights, self._values(name), axes=2)
+        return np.asarray(np.tensordot(self.weights, self._values(name), axes=2))
 
     def sd(self, name: str) -> np.ndarray:
         """Return the posterior standard deviation of a parameter."""
         deviation = self._values(name) - self.mean(name)
-        return np.sqrt(np.tensordot(self.weights, deviation**2, axes=2))
+        return np.asarray(np.sqrt(np.tensordot(self.weights, deviation**2, axes=2)))
 
     def best_fit(self) -> dict[str, np.ndarray]:
         """Return the draw of the highest likelihood (of the highest posterior density for MCMC).

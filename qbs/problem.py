@@ -75,13 +75,13 @@ def _as_black_box(target: Target, data: tuple) -> Problem:
 
     def log_likelihood(parameters: dict[str, Any]) -> float:
         try:
-            value = target.log_likelihood(parameters, *data)
+            value = np.asarray(target.log_likelihood(parameters, *data), dtype=np.float64)
         except Exception as error:
             raise LikelihoodError(
                 f"log_likelihood of {target.name!r} raised {type(error).__name__}: {error}; the parameters "
                 f"were {describe(parameters)}"
             ) from error
-        require_scalar(np.shape(value), target.name)
+        require_scalar(value.shape, target.name)
         return float(value)
 
     log_likelihood(first)

@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,7 +38,7 @@ class ProgressLine:
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._task = self._progress.add_task(title, total=None, status="", eta="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressLine":
         if self._progress is not None:
             self._progress.start()
         return self

@@ -17,7 +17,7 @@ from numpyro.infer.util import compute_log_probs
 
 from qbs.errors import ModelError
 from qbs.inverse_cdf import cube_shape, from_uniforms
-from qbs.model import BoundModel, require_latents, trace_sites
+from qbs.model import BoundModel, require_latents, seeded, trace_sites
 
 
 class UnitCube(eqx.Module):
@@ -57,7 +57,7 @@ def unit_cube(bound: BoundModel) -> UnitCube:
 
     def record(key: Array, arrays: tuple[Array, ...]) -> Array:
         args, kwargs = eqx.tree_at(lambda b: b.arrays, bound, arrays).arguments()
-        trace = handlers.trace(handlers.seed(bound.function, key)).get_trace(*args, **kwargs)
+        trace = handlers.trace(seeded(bound.function, key)).get_trace(*args, **kwargs)
         for name, site in latent.items():
             batch = site.shape[: len(site.shape) - site.event_dim]
             try:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
@@ -36,6 +37,26 @@ def data_path() -> Path:
             pytest.fail(f"QBS_DATA_PATH is {named}, which is not a folder")
         pytest.skip("large tables not here: set QBS_DATA_PATH")
     return folder
+
+
+@pytest.fixture
+def compile_events() -> Callable[[], AbstractContextManager[list[str]]]:
+    """A context manager that lists what JAX compiles in its body."""
+
+    @contextmanager
+    def listen() -> Iterator[list[str]]:
+        events: list[str] = []
+        is_open = True
+
+        def hear(event: str, _duration: float, **_: object) -> None:
+            if is_open and event == "/jax/core/compile/backend_compile_duration":
+                events.append(event)
+
+        jax.monitoring.register_event_duration_secs_listener(hear)
+        yield events
+        is_open = False  # JAX has no public way to stop listening
+
+    return listen
 
 
 @pytest.fixture(scope="session", autouse=True)

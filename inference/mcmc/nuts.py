@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, ArrayLike, Bool, Int
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
 
@@ -170,7 +170,7 @@ class _Draw(NamedTuple):
 
 @jax.jit
 def _advance_block(
-    bound: BoundModel, kernel: _Kernel, state: HMCState, num_steps: int
+    bound: BoundModel, kernel: _Kernel, state: HMCState, num_steps: Int[ArrayLike, ""]
 ) -> tuple[HMCState, _Draw]:
     """Run a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
     init, step = kernel.functions(bound)
@@ -209,6 +209,7 @@ class _Collector:
 
     def add(self, block: _Draw, length: int, *, keep: bool) -> None:
         """Count a block, and keep its draws after warm-up."""
+        block = to_numpy(block)
         self.num_gradients += int(np.sum(block.num_steps[:, :length]))
         if not keep:
             return
@@ -243,6 +244,9 @@ def _no_start(problem: Problem, key: Array) -> LikelihoodError:
         for is_bad, word in ((np.isnan, "NaN"), (np.isposinf, "+inf"), (np.isneginf, "-inf")):
             if count := int(np.sum(is_bad(values))):
                 said.append(f"site {name!r} is {word} at {count} of {_PRIOR_DRAWS} draws from the prior")
+    for index, array in enumerate(problem.bound.arrays):
+        if jnp.issubdtype(array.dtype, jnp.floating) and (count := int(jnp.sum(~jnp.isfinite(array)))):
+            said.append(f"data array {index} of shape {array.shape} holds {count} NaN or infinite values")
     cause = "; ".join(said) if said else "each site is finite on its own, but the gradient is not"
     return LikelihoodError(
         f"the log density of {problem.name!r} is not finite at any of 100 starting points: {cause}. "

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
-from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,9 +58,9 @@ class Analysis:
     model: str
     data: tuple[str, ...]
     sound_horizon: str
-    priors: Mapping[str, dist.Distribution]
-    fixed: Mapping[str, float]
-    likelihoods: Mapping[str, Likelihood]
+    priors: dict[str, dist.Distribution]
+    fixed: dict[str, float]
+    likelihoods: dict[str, Likelihood]
 
     def __init__(
         self,
@@ -92,9 +91,9 @@ class Analysis:
             "model": model,
             "data": data,
             "sound_horizon": sound_horizon,
-            "priors": MappingProxyType({n: p for n, p in resolved.items() if not isinstance(p, float)}),
-            "fixed": MappingProxyType({n: p for n, p in resolved.items() if isinstance(p, float)}),
-            "likelihoods": MappingProxyType({name: DATA_SETS[name].load(data_path) for name in data}),
+            "priors": {n: p for n, p in resolved.items() if not isinstance(p, float)},
+            "fixed": {n: p for n, p in resolved.items() if isinstance(p, float)},
+            "likelihoods": {name: DATA_SETS[name].load(data_path) for name in data},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)

@@ -111,7 +111,10 @@ def _line_of_sight_distance(cosmology: Cosmology, z: Array) -> Array:
     half = 0.5 * jnp.log1p(z)
     x = half[..., None] * (1.0 + nodes)
     integrand = jnp.exp(x) / _sqrt_or_nan(_expansion_squared(cosmology, x))
-    return jnp.asarray(SPEED_OF_LIGHT / (100.0 * cosmology.h)) * half * (integrand @ weights)
+    # A sum, not a product of matrices: batched or transposed outside an x64 context, jax 0.10 would make a
+    # float64 product float32.
+    integral = half * jnp.sum(integrand * weights, axis=-1)
+    return jnp.asarray(SPEED_OF_LIGHT / (100.0 * cosmology.h)) * integral
 
 
 @in_float64
