@@ -25,6 +25,7 @@ def fit(
     method: Method | None = None,
     key: Array,
     model_kwargs: Mapping[str, Any] | None = None,
+    name: str = "",
     precision: Precision | None = None,
     progress: bool | None = None,
 ) -> Posterior:
@@ -45,6 +46,7 @@ def fit(
             printed.
         key: A typed JAX key, `jax.random.key(seed)`. The same key gives the same result.
         model_kwargs: The model's keyword arguments.
+        name: What progress, messages and tables call the model; its function's name by default.
         precision: `"float32"` or `"float64"`. By default what the method needs: float64 for methods that
             report an evidence, else JAX's current setting, which is never changed for the caller.
         progress: Whether to show progress; by default on a terminal or in a notebook.
@@ -63,12 +65,12 @@ def fit(
     _require_key(key)
     if method is None:
         with precision_context(precision):
-            method = _choose(pose(model, data, model_kwargs))
+            method = _choose(pose(model, data, model_kwargs, name=name))
     elif not isinstance(method, Method):
         raise TypeError(f"method must be a method such as qbs.inference.mcmc.NUTS(), not {method!r}")
     chosen = precision or type(method).precision
     with precision_context(chosen), stopwatch() as watch:
-        problem = pose(model, data, model_kwargs)
+        problem = pose(model, data, model_kwargs, name=name)
         record = provenance(method, problem.name, key, problem.bound.arrays)
         title = f"{problem.name} {type(method).__name__}"
         with ProgressLine(title, show=progress) as line:

@@ -47,12 +47,13 @@ def chain_statistics(draws: np.ndarray) -> dict[str, float]:
     if is_constant(values) or not np.all(np.isfinite(values)) or values.shape[1] < 4:
         return dict.fromkeys(("mcse_mean", "ess_bulk", "ess_tail", "r_hat"), float("nan"))
     axes = {"chain_axis": 0, "draw_axis": 1}
-    return {
-        "mcse_mean": float(array_stats.mcse(values, method="mean", **axes)),
-        "ess_bulk": float(array_stats.ess(values, method="bulk", **axes)),
-        "ess_tail": float(array_stats.ess(values, method="tail", prob=(0.05, 0.95), **axes)),
-        "r_hat": float(array_stats.rhat(values, **axes)),
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # chains that stand still have no variance
+        return {
+            "mcse_mean": float(array_stats.mcse(values, method="mean", **axes)),
+            "ess_bulk": float(array_stats.ess(values, method="bulk", **axes)),
+            "ess_tail": float(array_stats.ess(values, method="tail", prob=(0.05, 0.95), **axes)),
+            "r_hat": float(array_stats.rhat(values, **axes)),
+        }
 
 
 def chain_problems(samples: Draws, stats: Mapping[str, np.ndarray]) -> list[str]:
@@ -60,10 +61,12 @@ def chain_problems(samples: Draws, stats: Mapping[str, np.ndarray]) -> list[str]
 
     Args:
         samples: Draws with leading axes chain and draw.
-        stats: Statistics per draw; `diverging`, `num_steps` and `max_num_steps` are read where present.
+        stats: Statistics per draw; `diverging` and `reached_max_depth` are read where present.
     """
     flat = scalars(samples)
-    found = [*_stuck(flat), *_divergences(stats)]
+    if not flat:
+        return ["There is no number in the draws: every parameter is an empty array."]
+    found = [*_nonfinite(flat), *_stuck(flat), *_divergences(stats)]
     num_chains, num_draws = next(iter(flat.values())).shape
     if num_draws < 4:
         return [*found, f"Only {num_draws} draws per chain: too few to judge convergence."]
@@ -88,6 +91,14 @@ def chain_problems(samples: Draws, stats: Mapping[str, np.ndarray]) -> list[str]
             f"{_worst(low, '.0f', sign=-1)}: means and quantiles are rough; draw more."
         )
     return found
+
+
+def _nonfinite(flat: Draws) -> list[str]:
+    counts = {name: int(np.sum(~np.isfinite(draws))) for name, draws in flat.items()}
+    counts = {name: count for name, count in counts.items() if count}
+    if not counts:
+        return []
+    return [f"NaN or infinite draws, with their number: {_worst(counts, 'd')}; the rest are not judged."]
 
 
 def _stuck(flat: Draws) -> list[str]:

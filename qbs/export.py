@@ -18,7 +18,10 @@ Ranges = Mapping[str, tuple[float | None, float | None]]
 
 
 def to_datatree(posterior: "Posterior") -> "xarray.DataTree":
-    """Return an ArviZ data tree with the groups `posterior` and, for chains, `sample_stats`."""
+    """Return an ArviZ data tree with the groups `posterior` and, for chains, `sample_stats`.
+
+    A slash in a name, which would be a path in the tree, becomes a dot.
+    """
     from arviz_base import from_dict
 
     if posterior.log_weights is None:
@@ -28,7 +31,12 @@ def to_datatree(posterior: "Posterior") -> "xarray.DataTree":
             groups["sample_stats"] = {names.get(name, name): v for name, v in posterior.stats.items()}
     else:
         groups = {"posterior": {name: values[None] for name, values in posterior.resample().items()}}
-    tree = from_dict(groups)
+    tree = from_dict(
+        {
+            group: {name.replace("/", "."): values for name, values in variables.items()}
+            for group, variables in groups.items()
+        }
+    )
     facts = {
         "inference_library": "qbs",
         "log_evidence": posterior.log_evidence,
@@ -41,10 +49,11 @@ def to_datatree(posterior: "Posterior") -> "xarray.DataTree":
     return tree
 
 
-def to_getdist(
-    posterior: "Posterior", root: Path, labels: Mapping[str, str], ranges: Ranges
-) -> list[Path]:
+def to_getdist(posterior: "Posterior", root: Path, labels: Mapping[str, str], ranges: Ranges) -> list[Path]:
     """Write GetDist text chains: weight, minus log density, parameters, derived parameters (marked `*`).
+
+    White space in a name, which would end it there, becomes an underscore. Further chains of the same
+    root, left by an earlier and longer run, are deleted, as GetDist would read them too.
 
     References:
         GetDist documentation, "Samples file format" (Lewis 2019, arXiv:1910.13970).
@@ -62,9 +71,16 @@ def to_getdist(
         rows = np.column_stack(columns)
         written.append(Path(f"{root}_{chain + 1}.txt"))
         np.savetxt(written[-1], rows[rows[:, 0] > 0], fmt="%.8e")
-    listed = [f"{name}{'*' if name in derived else ''} {labels.get(name, name)}" for name in names]
+    stale = posterior.shape[0] + 1
+    while (left_over := Path(f"{root}_{stale}.txt")).exists():
+        left_over.unlink()
+        stale += 1
+    listed = [
+        f"{_one_word(name)}{'*' if name in derived else ''} {labels.get(name, _as_latex(name))}"
+        for name in names
+    ]
     limits = [
-        f"{name} {'N' if low is None else low} {'N' if high is None else high}"
+        f"{_one_word(name)} {'N' if low is None else low} {'N' if high is None else high}"
         for name, (low, high) in ranges.items()
         if name in flat
     ]
@@ -72,3 +88,11 @@ def to_getdist(
         written.append(Path(f"{root}{suffix}"))
         written[-1].write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return written
+
+
+def _one_word(name: str) -> str:
+    return "_".join(name.split())
+
+
+def _as_latex(name: str) -> str:
+    return name.replace("_", r"\_")

@@ -6,6 +6,7 @@ bisection; vector distributions are built from scalars.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,11 @@ _LOG_RANGE = 700.0  # exp and sinh of this are still finite in float64
 _MAX_COUNT = 2.0**52
 
 _WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+_TRUNCATED = (
+    dist.LeftTruncatedDistribution,
+    dist.RightTruncatedDistribution,
+    dist.TwoSidedTruncatedDistribution,
+)
 
 
 def cube_shape(fn: dist.Distribution) -> tuple[int, ...]:
@@ -47,9 +53,10 @@ def cube_shape(fn: dist.Distribution) -> tuple[int, ...]:
             "dist.Normal(0, 10) or dist.Uniform(low, high)"
         )
     if fn.event_dim or _scalar_inverse(fn) is None:
+        instead = "" if fn.support.is_discrete else ", or fit with mcmc.NUTS"
         raise ModelError(
             f"qbs knows no map from the unit cube for {type(fn).__name__}: write the prior with scalar "
-            "distributions, dist.MultivariateNormal or dist.Dirichlet, or fit with mcmc.NUTS"
+            f"distributions, dist.MultivariateNormal or dist.Dirichlet{instead}"
         )
     return ()
 
@@ -87,11 +94,14 @@ def from_uniforms(fn: dist.Distribution, uniforms: Array) -> Array:
 def _scalar_inverse(fn: dist.Distribution) -> Callable[[Array], Array] | None:
     if fn.support.is_discrete:
         return _discrete_inverse(fn)
-    if isinstance(fn, dist.Gamma | dist.Beta | dist.StudentT):
-        # NumPyro's own inverses of these need tensorflow_probability.
+    parent = fn.base_dist if isinstance(fn, _TRUNCATED) else fn
+    if isinstance(parent, dist.Gamma | dist.Beta | dist.StudentT):
+        # NumPyro's own inverses of these and their truncations need tensorflow_probability.
         return lambda uniforms: _invert(fn.cdf, uniforms, fn.support)
     if isinstance(fn, dist.Weibull):
         return lambda uniforms: fn.scale * (-jnp.log1p(-uniforms)) ** (1 / fn.concentration)
+    if isinstance(fn, dist.Kumaraswamy):
+        return lambda uniforms: _kumaraswamy(fn, uniforms)
     if type(fn).icdf is not dist.Distribution.icdf:
         return fn.icdf
     if type(fn).cdf is not dist.Distribution.cdf:
@@ -99,19 +109,57 @@ def _scalar_inverse(fn: dist.Distribution) -> Callable[[Array], Array] | None:
     return None
 
 
+def _kumaraswamy(fn: dist.Kumaraswamy, uniforms: Array) -> Array:
+    power = jnp.log1p(-uniforms) / fn.concentration0
+    return (-jnp.expm1(power)) ** (1 / fn.concentration1)
+
+
 def _discrete_inverse(fn: dist.Distribution) -> Callable[[Array], Array] | None:
+    if isinstance(fn, dist.DiscreteUniform):
+        return lambda uniforms: _discrete_uniform(fn, uniforms)
+    if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits):
+        return lambda uniforms: _invert_counts(partial(_binomial_cdf, fn), uniforms)
+    if isinstance(fn, dist.GeometricProbs | dist.GeometricLogits):
+        return lambda uniforms: _geometric(fn.probs, uniforms)
     if fn.has_enumerate_support:
-
-        def by_table(uniforms: Array) -> Array:
-            support = fn.enumerate_support(expand=True)
-            cumulative = jnp.cumsum(jnp.exp(fn.log_prob(support)), axis=0)
-            index = jnp.sum(uniforms > cumulative[:-1], axis=0)
-            return jnp.take_along_axis(support, index[None], axis=0)[0]
-
-        return by_table
+        return partial(_by_table, fn) if _can_enumerate(fn) else None
     if type(fn).cdf is not dist.Distribution.cdf:
         return lambda uniforms: _invert_counts(fn.cdf, uniforms)
     return None
+
+
+def _discrete_uniform(fn: dist.DiscreteUniform, uniforms: Array) -> Array:
+    steps = jnp.ceil(uniforms * (fn.high - fn.low + 1)) - 1
+    return fn.low + jnp.maximum(steps, 0).astype(int)
+
+
+def _can_enumerate(fn: dist.Distribution) -> bool:
+    try:
+        fn.enumerate_support(expand=False)
+    except NotImplementedError:  # a support that differs between members of a batch, or is not known yet
+        return False
+    return True
+
+
+def _by_table(fn: dist.Distribution, uniforms: Array) -> Array:
+    support = fn.enumerate_support(expand=True)
+    cumulative = jnp.cumsum(jnp.exp(fn.log_prob(support)), axis=0)
+    shape = jnp.broadcast_shapes(uniforms.shape, fn.batch_shape)
+    lifted = (-1, *[1] * (len(shape) - len(fn.batch_shape)), *fn.batch_shape)
+    index = jnp.sum(uniforms > cumulative[:-1].reshape(lifted), axis=0)
+    table = jnp.broadcast_to(support.reshape(lifted), (len(support), *shape))
+    return jnp.take_along_axis(table, index[None], axis=0)[0]
+
+
+def _binomial_cdf(fn: dist.Distribution, count: Array) -> Array:
+    left = fn.total_count - count
+    return jnp.where(left > 0, betainc(jnp.maximum(left, 1.0), count + 1.0, 1 - fn.probs), 1.0)
+
+
+def _geometric(probs: Array, uniforms: Array) -> Array:
+    """Return the number of failures before the first success."""
+    trials = jnp.ceil(jnp.log1p(-uniforms) / jnp.log1p(-probs))
+    return jnp.maximum(trials - 1, 0).astype(int)
 
 
 def _invert_counts(cdf: Callable[[Array], Array], uniforms: Array) -> Array:
@@ -147,6 +195,8 @@ def _unbounded_scale(support: constraints.Constraint) -> tuple[Callable[[Array],
         return jnp.sinh, _LOG_RANGE
     if isinstance(support, type(constraints.unit_interval)):
         return jax.nn.sigmoid, _LOG_RANGE
+    if isinstance(support, type(constraints.less_than(0.0))):  # where biject_to decreases
+        return lambda x: support.upper_bound - jnp.exp(-x), _LOG_RANGE
     to_support = dist.biject_to(support)
     if isinstance(to_support, dist.transforms.ExpTransform):
         return jnp.exp, _LOG_RANGE

@@ -1,5 +1,6 @@
 """What every fit returns: draws, weights, evidence with its error, what is wrong, and where it is from."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,10 +54,18 @@ class Posterior:
         leading = {name: np.shape(values)[:2] for name, values in self.samples.items()}
         if len(set(leading.values())) != 1 or any(len(shape) < 2 for shape in leading.values()):
             raise ValueError(f"samples must share their leading axes (chain, draw); they are {leading}")
-        if self.log_weights is not None and np.shape(self.log_weights) != self.shape:
+        if 0 in self.shape:
+            raise ValueError(f"a Posterior needs at least one draw; its chains and draws are {self.shape}")
+        if missing := [name for name in self.derived if name not in self.samples]:
+            raise ValueError(f"derived names {missing}, which are not in samples: {list(self.samples)}")
+        if self.log_weights is None:
+            return
+        if np.shape(self.log_weights) != self.shape:
             raise ValueError(
                 f"log_weights must have shape {self.shape}, like the draws, not {np.shape(self.log_weights)}"
             )
+        if not np.isfinite(np.max(self.log_weights)):
+            raise ValueError("log_weights must be below +inf, one of them finite, and none of them NaN")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +96,7 @@ class Posterior:
         return np.asarray(np.sqrt(np.tensordot(self.weights, deviation**2, axes=2)))
 
     def best_fit(self) -> dict[str, np.ndarray]:
-        """Return the draw of the highest likelihood (of the highest posterior density for MCMC).
+        """Return the draw of the highest likelihood, or density where only that was recorded.
 
         Raises:
             ValueError: If the run recorded neither.
@@ -104,7 +113,12 @@ class Posterior:
         Args:
             num_draws: How many; by default all draws, or for weighted draws the effective sample size.
             seed: Of the systematic resampling.
+
+        Raises:
+            ValueError: If `num_draws` is not positive.
         """
+        if num_draws is not None and num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, not {num_draws}")
         if self.log_weights is None and num_draws is None:
             return {name: values.reshape(-1, *values.shape[2:]) for name, values in self.samples.items()}
         count = num_draws if num_draws is not None else max(1, int(self.ess))
@@ -132,7 +146,7 @@ class Posterior:
 
         Returns:
             Site name to array with a leading axis over predictions: every site of the model that is not
-            in `samples`.
+            in `samples`, drawn, and the deterministic ones, computed anew.
         """
         from numpyro.infer import Predictive
 
@@ -161,7 +175,8 @@ class Posterior:
 
         Args:
             root: Folder and start of the file names.
-            labels: LaTeX label of a parameter, without dollar signs; its name by default.
+            labels: LaTeX label of a parameter, without dollar signs; its name by default. One number of
+                an array is named like `theta[0]`, here and in `ranges`.
             ranges: Hard limits of a parameter; `None` on a side without one.
 
         Returns:
@@ -198,7 +213,10 @@ class Posterior:
             wall = self.provenance.get("wall_seconds")
             took = f" in {wall:.1f} s" if wall is not None else ""
             lines.append(f"{self.num_likelihood_calls:,} likelihood calls{took}")
-        lines += [f"! {problem}" for problem in self.problems] or ["no problems found"]
+        for problem in self.problems:
+            lines += textwrap.wrap(f"! {problem}", 120, subsequent_indent="  ")
+        if not self.problems:
+            lines.append("no problems found")
         return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ def precision_context(precision: Precision | None) -> Iterator[None]:
 
 def _cast_floats(tree: Any, dtype: Any) -> Any:
     def cast(leaf: Any) -> Any:
-        if isinstance(leaf, bool | int) or not isinstance(leaf, float) and not hasattr(leaf, "dtype"):
+        if isinstance(leaf, bool | int) or not (isinstance(leaf, float) or hasattr(leaf, "dtype")):
             return leaf
         array = jnp.asarray(leaf)
         return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
@@ -56,7 +56,7 @@ def in_float64(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         outside = jnp.result_type(float)
-        with jax.enable_x64(True):
+        with jax.enable_x64(True):  # noqa: FBT003
             args, kwargs = _cast_floats((args, kwargs), jnp.float64)
             return _cast_floats(function(*args, **kwargs), outside)
 

@@ -1,15 +1,15 @@
 """What a method of `qbs.fit` is given: a bound model, or a black-box likelihood with its priors."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from numpyro import handlers
 
 from qbs.errors import LikelihoodError, ModelError
-from qbs.model import BoundModel, Site, bind, require_latents, trace_sites
+from qbs.model import BoundModel, Site, bind, require_latents, seeded, trace_sites
 from qbs.target import Target, require_scalar
 
 T = TypeVar("T")
@@ -45,16 +45,17 @@ class Problem:
         return {name: values[name] for name in (*self.latent, *derived)}, derived
 
 
-def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None) -> Problem:
+def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None, *, name: str = "") -> Problem:
     """Bind a NumPyro model or a `Target` to its data and check it.
 
     Raises:
-        ModelError: If the model cannot be run, has no latent sites, or uses a name twice.
+        ModelError: If the model cannot be run, has no latent sites, or uses a name twice; or if a
+            target's function of derived quantities raises or returns no dictionary.
         LikelihoodError: If a target's log likelihood raises, or does not return one number.
     """
     if isinstance(model, Target):
-        return _pose_target(model, data)
-    bound = bind(model, data, kwargs)
+        return _pose_target(dataclasses.replace(model, name=name) if name else model, data)
+    bound = bind(model, data, kwargs, name=name)
     latent, _ = trace_sites(bound)
     require_latents(latent, bound.name)
     return Problem(bound.name, bound, latent)
@@ -70,22 +71,40 @@ def _pose_target(target: Target, data: tuple) -> Problem:
 
 def _as_black_box(target: Target, data: tuple) -> Problem:
     bound = bind(target.sample_priors, name=target.name)
-    draw = handlers.seed(target.sample_priors, jax.random.key(0))()
+    draw = seeded(target.sample_priors, jax.random.key(0))()
     first = {name: np.asarray(value)[()] for name, value in draw.items()}
 
     def log_likelihood(parameters: dict[str, Any]) -> float:
         try:
-            value = np.asarray(target.log_likelihood(parameters, *data), dtype=np.float64)
+            result = target.log_likelihood(parameters, *data)
+            value = np.asarray(result, dtype=np.float64)
         except Exception as error:
             raise LikelihoodError(
                 f"log_likelihood of {target.name!r} raised {type(error).__name__}: {error}; the parameters "
                 f"were {describe(parameters)}"
             ) from error
+        if result is None:
+            raise LikelihoodError(f"log_likelihood of {target.name!r} returned None: its return is missing")
         require_scalar(value.shape, target.name)
         return float(value)
 
     log_likelihood(first)
+    if target.derived is not None:
+        _check_derived(target, target.derived, first)
     return Problem(target.name, bound, trace_sites(bound)[0], log_likelihood, target.derived)
+
+
+def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[str, Any]) -> None:
+    """Call the function of derived quantities before the run, which calls it last."""
+    try:
+        names = set(dict(derive(parameters)))
+    except Exception as error:
+        raise ModelError(
+            f"derived of {target.name!r} must return a dictionary, and raised {type(error).__name__}: "
+            f"{error}; the parameters were {describe(parameters)}"
+        ) from error
+    if twice := sorted(names & set(target.priors)):
+        raise ModelError(f"derived of {target.name!r} returns {twice}, which are names of parameters")
 
 
 def describe(parameters: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def data_fingerprint(arrays: tuple[Any, ...]) -> str:
         return ""
     digest = hashlib.sha256()
     for array in arrays:
-        values = np.ascontiguousarray(array)
+        values = np.asarray(array)
         digest.update(f"{values.dtype.str}{values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()

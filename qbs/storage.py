@@ -7,7 +7,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,6 +27,7 @@ def save(posterior: Posterior, path: Path) -> Path:
 
     Raises:
         OSError: If the folder does not exist or the disk is full.
+        TypeError: If something in the provenance is neither text, a number, a list nor a dictionary.
     """
     arrays = {f"samples/{name}": values for name, values in posterior.samples.items()}
     arrays |= {f"stats/{name}": values for name, values in posterior.stats.items()}
@@ -47,10 +48,13 @@ def save(posterior: Posterior, path: Path) -> Path:
         "derived": list(posterior.derived),
         "provenance": posterior.provenance,
     }
+    text = json.dumps(header, indent=1, default=_plain_number)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save {path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(_HEADER, json.dumps(header, indent=1))
+            archive.writestr(_HEADER, text)
             for index, data in enumerate(packed):
                 archive.writestr(f"{index}.npy", data)
         os.replace(temporary, path)
@@ -69,21 +73,28 @@ def load(path: str | Path) -> Posterior:
             newer version of qbs.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            header = _read_header(archive, path)
-            arrays = {
-                entry["name"]: _unpack(archive.read(f"{index}.npy"), entry, path)
-                for index, entry in enumerate(header["arrays"])
-            }
-    except (zipfile.BadZipFile, zlib.error):
-        raise PosteriorFileError(
-            f"{path} is not a saved posterior, or it was cut short while it was written or copied"
-        ) from None
-    except (KeyError, TypeError, EOFError, ValueError) as error:
-        if isinstance(error, PosteriorFileError):
+    if path.is_dir():
+        raise PosteriorFileError(f"{path} is a folder, not a saved posterior")
+    with path.open("rb") as file:
+        try:
+            return _read(file, path)
+        except (PosteriorFileError, MemoryError):
             raise
-        raise PosteriorFileError(f"{path} is damaged: {error}") from error
+        except (zipfile.BadZipFile, zlib.error):
+            raise PosteriorFileError(
+                f"{path} is not a saved posterior, or it was cut short while it was written or copied"
+            ) from None
+        except Exception as error:  # a damaged archive makes zipfile raise almost anything
+            raise PosteriorFileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _read(file: BinaryIO, path: Path) -> Posterior:
+    with zipfile.ZipFile(file) as archive:
+        header = _read_header(archive, path)
+        arrays = {
+            entry["name"]: _unpack(archive.read(f"{index}.npy"), entry, path)
+            for index, entry in enumerate(header["arrays"])
+        }
 
     def group(prefix: str) -> dict[str, np.ndarray]:
         return {n.removeprefix(prefix): values for n, values in arrays.items() if n.startswith(prefix)}
@@ -118,6 +129,13 @@ def _read_header(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
             "update qbs to open it"
         )
     return header
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a NumPy or JAX number as Python's, which is what JSON can hold."""
+    if hasattr(value, "dtype") and np.ndim(value) == 0:
+        return value.item()
+    raise TypeError(f"cannot save a {type(value).__name__} in the header of a posterior: {value!r}")
 
 
 def _pack(array: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qbs.diagnostics import chain_statistics, scalars
 
@@ -38,13 +39,13 @@ class Summary:
 
     def table(self) -> Table:
         """The table for a rich console."""
-        columns = list(next(iter(self.rows.values())))
-        table = Table(title=self.title or None, title_justify="left")
-        table.add_column("parameter")
+        columns = list(next(iter(self.rows.values()), {}))
+        table = Table(title=Text(self.title) if self.title else None, title_justify="left")
+        table.add_column("parameter", overflow="fold")
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for name, row in self.rows.items():
-            table.add_row(name, *[_cell(column, row) for column in columns])
+            table.add_row(Text(name), *[_cell(column, row) for column in columns])
         return table
 
     def __repr__(self) -> str:
@@ -54,9 +55,7 @@ class Summary:
         return self.frame.to_html(float_format=lambda value: f"{value:.4g}")
 
 
-def summarise(
-    samples: dict[str, np.ndarray], log_weights: np.ndarray | None, title: str = ""
-) -> Summary:
+def summarise(samples: dict[str, np.ndarray], log_weights: np.ndarray | None, title: str = "") -> Summary:
     """Return moments, quantiles and diagnostics of draws with leading axes chain and draw."""
     rows = {}
     for name, draws in scalars(samples).items():
@@ -74,11 +73,15 @@ def moments(draws: np.ndarray, log_weights: np.ndarray | None) -> dict[str, floa
     else:
         weights = np.exp(log_weights - np.max(log_weights)).ravel()
         weights /= weights.sum()
-    mean = float(weights @ values)
-    sd = float(np.sqrt(weights @ (values - mean) ** 2))
-    order = np.argsort(values)
-    middle = np.cumsum(weights[order]) - weights[order] / 2
-    quantiles = np.interp(list(_QUANTILES.values()), middle, values[order])
+    values, weights = values[weights > 0], weights[weights > 0]
+    probabilities = list(_QUANTILES.values())
+    with np.errstate(invalid="ignore"):  # infinite draws have no standard deviation
+        mean = float(weights @ values)
+        sd = float(np.sqrt(weights @ (values - mean) ** 2))
+        if log_weights is None:
+            quantiles = np.quantile(values, probabilities)
+        else:
+            quantiles = np.quantile(values, probabilities, weights=weights, method="inverted_cdf")
     return {"mean": mean, "sd": sd, **dict(zip(_QUANTILES, map(float, quantiles), strict=True))}
 
 

@@ -72,7 +72,7 @@ class Target:
         parameters = self.sample_priors()
         value = jnp.asarray(self.log_likelihood(parameters, *data))
         require_scalar(value.shape, self.name)
-        numpyro.factor("log_likelihood", value)
+        numpyro.factor(f"log likelihood of {self.name}", value)
         for name, value in (self.derived(parameters) if self.derived else {}).items():
             numpyro.deterministic(name, value)
 

@@ -85,9 +85,7 @@ def _model_at(bound: BoundModel, cube: UnitCube, point: Float[Array, " dim"]) ->
     return handlers.substitute(bound.function, substitute_fn=partial(_substitute, cube.split(point)))
 
 
-def cube_log_likelihood(
-    bound: BoundModel, cube: UnitCube, point: Float[Array, " dim"]
-) -> Float[Array, ""]:
+def cube_log_likelihood(bound: BoundModel, cube: UnitCube, point: Float[Array, " dim"]) -> Float[Array, ""]:
     """Return the log likelihood at a point of the unit cube.
 
     All observed sites and factors, plus what a `scale` or `mask` handler around a latent site adds to
@@ -121,11 +119,14 @@ def _is_plain(fn: Any) -> bool:
 
 
 def _unmasked(fn: Any) -> Any:
-    from numpyro.distributions import Independent, MaskedDistribution
+    from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
     if isinstance(fn, MaskedDistribution):
         return _unmasked(fn.base_dist)
     if isinstance(fn, Independent):
         inner = _unmasked(fn.base_dist)
         return fn if inner is fn.base_dist else inner.to_event(fn.event_dim - inner.event_dim)
+    if isinstance(fn, ExpandedDistribution):
+        inner = _unmasked(fn.base_dist)
+        return fn if inner is fn.base_dist else inner.expand(fn.batch_shape)
     return fn

@@ -83,7 +83,7 @@ class Analysis:
                 )
         used |= overrides.keys()
         resolved = {
-            name: _resolve_prior(name, overrides[name]) if name in overrides else parameter.prior
+            name: resolve_prior(name, overrides[name]) if name in overrides else parameter.prior
             for name, parameter in PARAMETERS.items()
             if name in used
         }
@@ -131,7 +131,7 @@ class Analysis:
         Raises:
             ValueError: If a parameter is missing.
         """
-        cosmology, horizon = self.cosmology(params), self._sound_horizon(params)
+        cosmology, horizon = self.cosmology(params), self.rd(params)
         return {name: data_set.chi2(cosmology, horizon) for name, data_set in self.likelihoods.items()}
 
     def log_likelihood(self, params: Mapping[str, ArrayLike]) -> Float[Array, ""]:
@@ -162,7 +162,7 @@ class Analysis:
             ValueError: If a parameter is missing.
         """
         values = self._values(params)
-        horizon = self._sound_horizon(params)
+        horizon = self.rd(params)
         derived = {}
         if "h" in values:
             derived["H0"] = jnp.asarray(100.0 * values["h"])
@@ -192,8 +192,12 @@ class Analysis:
             )
         return {name: params[name] for name in self.priors} | dict(self.fixed)
 
-    def _sound_horizon(self, params: Mapping[str, ArrayLike]) -> Array | None:
-        """Return r_d [Mpc], or None when no parameter sets it."""
+    def rd(self, params: Mapping[str, ArrayLike]) -> Array | None:
+        """Return the sound horizon r_d [Mpc], or None when no parameter sets it.
+
+        Args:
+            params: A scalar for each of `parameters`; other names are ignored.
+        """
         values = self._values(params)
         if "hrd" in values:
             return jnp.asarray(values["hrd"] / values.get("h", FIDUCIAL_H))
@@ -238,7 +242,7 @@ def _check_name(what: str, name: Any, accepted: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {name!r}; accepted: {', '.join(accepted)}")
 
 
-def _resolve_prior(name: str, prior: Any) -> dist.Distribution | float:
+def resolve_prior(name: str, prior: Any) -> dist.Distribution | float:
     """Return the distribution, or the float that fixes the parameter."""
     if isinstance(prior, dist.Distribution) and prior.shape() == ():
         return prior

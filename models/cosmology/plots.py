@@ -1,7 +1,8 @@
 """Figures of a run: parameter constraints, H(z) and BAO distances with posterior bands and data."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbs.diagnostics import scalars
 from qbs.errors import MissingExtraError
-from qbs.models.cosmology.background import comoving_distance, hubble, transverse_comoving_distance
+from qbs.models.cosmology.background import (
+    hubble,
+    hubble_distance,
+    transverse_comoving_distance,
+    volume_averaged_distance,
+)
 from qbs.models.cosmology.likelihoods import CosmicChronometers, DesiBAO
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
 from qbs.models.cosmology.results import ModelResult
@@ -23,8 +28,8 @@ if TYPE_CHECKING:
 # Okabe & Ito's colours, told apart by people who see colours differently.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BAND_DRAWS = 400
+_LEAST_WEIGHT = 1e-5  # lighter draws of nested sampling only stretch the axes
 _LEVELS = (2.5, 16.0, 50.0, 84.0, 97.5)
-_SPEED_OF_LIGHT = 299792.458  # km/s
 
 
 def write_figures(
@@ -39,7 +44,7 @@ def write_figures(
         import matplotlib
     except ImportError as error:
         raise MissingExtraError("figures need Matplotlib: pip install 'qbs-jax[cosmology]'") from error
-    likelihoods = {item.name: item for item in next(iter(results.values())).analysis.likelihoods}
+    likelihoods = next(iter(results.values())).analysis.likelihoods
     written = []
     with matplotlib.rc_context({"backend": "agg", "font.size": 10, "axes.linewidth": 0.8}):
         figures = {"corner": corner_figure(results)}
@@ -70,22 +75,24 @@ def _close(figure: "Figure") -> None:
 def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
     """Return GetDist's triangle plot of the sampled parameters, all models over one another."""
     try:
-        from getdist import MCSamples, plots
+        from getdist import MCSamples, chains, plots
     except ImportError as error:
         raise MissingExtraError("the corner plot needs GetDist: pip install 'qbs-jax[cosmology]'") from error
     sampled = {name for result in results.values() for name in result.analysis.parameters}
     shown = [name for name in PARAMETERS if name in sampled]
-    chains = []
+    chains.print_load_details = False
+    overlaid = []
     for name, result in results.items():
         posterior = result.posterior
-        flat = {key: values.ravel() for key, values in scalars(posterior.samples).items() if key in shown}
-        keys = list(flat)
-        chains.append(
+        weights = posterior.weights.ravel()
+        heavy = weights > _LEAST_WEIGHT * weights.max()
+        keys = [key for key in shown if key in posterior.samples]
+        overlaid.append(
             MCSamples(
-                samples=np.column_stack([flat[key] for key in keys]),
-                weights=posterior.weights.ravel(),
+                samples=np.column_stack([posterior.samples[key].ravel()[heavy] for key in keys]),
+                weights=weights[heavy],
                 names=keys,
-                labels=[PARAMETERS[key].latex + _unit_latex(key) for key in keys],
+                labels=[PARAMETERS[key].label + _unit_latex(key) for key in keys],
                 ranges={key: _prior_range(result, key) for key in keys},
                 label=name,
                 settings={"mult_bias_correction_order": 1, "smooth_scale_2D": -1},
@@ -95,9 +102,13 @@ def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
     plotter.settings.axes_fontsize = 9
     plotter.settings.axes_labelsize = 12
     plotter.settings.legend_fontsize = 12
-    colours = list(_COLOURS[: len(chains)])
     plotter.triangle_plot(
-        chains, shown, filled=True, contour_colors=colours, legend_labels=list(results), legend_loc="upper right"
+        overlaid[::-1],  # the first model, often the tightest, on top
+        shown,
+        filled=True,
+        contour_colors=list(_COLOURS[: len(overlaid)])[::-1],
+        legend_labels=list(results)[::-1],
+        legend_loc="upper right",
     )
     return plotter.fig
 
@@ -119,56 +130,49 @@ def hubble_figure(results: Mapping[str, ModelResult], data: CosmicChronometers) 
     axes.set_xlabel("redshift $z$")
     axes.set_ylabel("$H(z)/(1+z)$  [km s$^{-1}$ Mpc$^{-1}$]")
     axes.set_xlim(redshifts[0], redshifts[-1])
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
 def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
-    """Return the three kinds of BAO distance over r_d, with data and posterior bands.
-
-    Distances are divided by \\(z^{2/3}\\) (\\(D_H\\) multiplied by \\(z^{1/3}\\)), so that all fit one scale.
-    """
+    """Return the three kinds of BAO distance, data and posterior bands, over the best fit of the first model."""
     from matplotlib import pyplot
 
-    panels = {
-        "DM_over_rs": r"$D_M/(r_d\, z^{2/3})$",
-        "DH_over_rs": r"$z\,D_H/(r_d\, z^{2/3})$",
-        "DV_over_rs": r"$D_V/(r_d\, z^{2/3})$",
+    panels: dict[str, tuple[str, Callable]] = {
+        "DM": (r"$D_M/r_d$", transverse_comoving_distance),
+        "DH": (r"$D_H/r_d$", hubble_distance),
+        "DV": (r"$D_V/r_d$", volume_averaged_distance),
     }
+    first, reference = next(iter(results.items()))
     redshifts = np.geomspace(0.1, 1.1 * float(np.max(data.redshifts)), 120)
     figure, all_axes = pyplot.subplots(len(panels), 1, figsize=(6.4, 8.0), sharex=True)
-    for axes, (quantity, label) in zip(all_axes, panels.items(), strict=True):
+    for axes, (quantity, (label, distance)) in zip(all_axes, panels.items(), strict=True):
 
-        def scaled(cosmology: Any, rd: Any, quantity: str = quantity) -> Any:
-            return _bao_distance(quantity, cosmology, redshifts) / rd * _bao_scale(quantity, redshifts)
+        def over_rd(cosmology: Any, rd: Any, z: Any = redshifts, distance: Callable = distance) -> Any:
+            return distance(cosmology, z) / rd
 
+        best = _at_best_fit(reference, partial(over_rd, z=redshifts))
         for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
-            _band(axes, redshifts, _draws_of(result, scaled), name, colour)
-        chosen = np.array([own == quantity for own in data.quantities])
+            _band(axes, redshifts, _draws_of(result, over_rd) / best, name, colour)
+        chosen = np.array([item == quantity for item in data.quantities])
         z = data.redshifts[chosen]
-        scale = _bao_scale(quantity, z)
-        _points(axes, z, data.data[chosen] * scale, data.errors[chosen] * scale, data.label)
-        axes.set_ylabel(label)
+        best = _at_best_fit(reference, partial(over_rd, z=z))
+        _points(axes, z, data.data[chosen] / best, data.errors[chosen] / best, data.label)
+        axes.set_ylabel(f"{label}  relative to best {first}")
     all_axes[-1].set_xlabel("redshift $z$")
     all_axes[-1].set_xlim(0.0, redshifts[-1])
-    all_axes[0].legend(frameon=False)
+    all_axes[0].legend(frameon=False, ncols=2)
     figure.align_ylabels()
     figure.subplots_adjust(hspace=0.06)
     return figure
 
 
-def _bao_distance(quantity: str, cosmology: Any, redshifts: np.ndarray) -> Any:
-    """Return D_M, D_H or D_V in Mpc."""
-    if quantity == "DH_over_rs":
-        return _SPEED_OF_LIGHT / hubble(cosmology, redshifts)
-    transverse = transverse_comoving_distance(cosmology, redshifts)
-    if quantity == "DM_over_rs":
-        return transverse
-    return jnp.cbrt(redshifts * transverse**2 * _SPEED_OF_LIGHT / hubble(cosmology, redshifts))
-
-
-def _bao_scale(quantity: str, redshifts: np.ndarray) -> np.ndarray:
-    return redshifts ** (1 / 3 if quantity == "DH_over_rs" else -2 / 3)
+def _at_best_fit(result: ModelResult, function: Callable) -> np.ndarray:
+    """Evaluate a function of (cosmology, r_d in Mpc) at the best fit of a model."""
+    with jax.enable_x64(True):
+        analysis = result.analysis
+        evaluate = jax.jit(lambda best: function(analysis.cosmology(best), analysis.rd(best)))
+        return np.asarray(evaluate(result.best_fit))
 
 
 def _draws_of(result: ModelResult, function: Any) -> np.ndarray:
@@ -179,8 +183,7 @@ def _draws_of(result: ModelResult, function: Any) -> np.ndarray:
         sampled = {name: jnp.asarray(draws[name]) for name in analysis.parameters}
 
         def one(parameters: dict[str, Any]) -> Any:
-            derived = analysis.derived(parameters)
-            return function(analysis.cosmology(parameters), derived.get("rd"))
+            return function(analysis.cosmology(parameters), analysis.rd(parameters))
 
         return np.asarray(jax.jit(jax.vmap(one))(sampled))
 
@@ -206,5 +209,3 @@ def _prior_range(result: ModelResult, name: str) -> tuple[float | None, float | 
     low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     return (None if low is None else float(low), None if high is None else float(high))
 
-
-__all__ = ["bao_figure", "comoving_distance", "corner_figure", "hubble_figure", "write_figures"]

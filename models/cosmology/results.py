@@ -53,7 +53,7 @@ class ModelResult:
     def chi2(self) -> dict[str, float]:
         """Chi-squared of each data set at the best fit."""
         with jax.enable_x64(True):
-            return {name: float(value) for name, value in self.analysis.chi2(self._best_sampled()).items()}
+            return {name: float(value) for name, value in jax.jit(self.analysis.chi2)(self._best_sampled()).items()}
 
     @property
     def aic(self) -> float:
@@ -110,7 +110,7 @@ def _best_fit(analysis: Analysis, posterior: Posterior) -> dict[str, float]:
         improved = found.fun <= float(objective(np.zeros(len(names)))[0])
         values = start + scale * (found.x if improved else 0.0)
         best = dict(zip(names, map(float, values), strict=True))
-        return best | {name: float(value) for name, value in analysis.derived(best).items()}
+        return best | {name: float(value) for name, value in jax.jit(analysis.derived)(best).items()}
 
 
 def _limits(analysis: Analysis, name: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from qbs.errors import PosteriorFileError
+from qbs.errors import PosteriorFileError, RunFileError
 from qbs.inference.fitting import fit
 from qbs.models.cosmology.analysis import Analysis
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
@@ -27,17 +27,28 @@ def analyses(run_file: RunFile) -> dict[str, Analysis]:
 
     Raises:
         DataError: If a table is missing or damaged.
-        ValueError: If priors and models do not fit together.
+        RunFileError: If a prior is for a parameter of none of the models.
     """
-    return {
-        name: Analysis(
-            model=name,
+    def build(model: str, priors: dict[str, Any]) -> Analysis:
+        return Analysis(
+            model=model,
             data=run_file.data,
-            priors={key: prior for key, prior in run_file.priors.items()},
-            sound_horizon=run_file.sound_horizon,
+            priors=priors,
+            sound_horizon=run_file.sound_horizon,  # type: ignore[arg-type]
             data_path=run_file.data_path,
         )
-        for name in run_file.models
+
+    used = {name: {*build(name, {}).parameters, "h"} for name in run_file.models}
+    for parameter in run_file.priors:
+        if not any(parameter in names for names in used.values()):
+            every = sorted(set().union(*used.values()))
+            raise RunFileError(
+                f"priors: {parameter} is not a parameter of {', '.join(used)} with these data; "
+                f"accepted: {', '.join(every)}"
+            )
+    return {
+        name: build(name, {key: prior for key, prior in run_file.priors.items() if key in names})
+        for name, names in used.items()
     }
 
 
@@ -88,12 +99,13 @@ def carry_out(
 def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, progress: bool | None) -> Posterior:
     posterior = fit(
         analysis.numpyro_model,
+        name=analysis.model,
         method=run_file.method,
         key=jax.random.key(run_file.seed),
         precision="float64",
         progress=progress,
     )
-    posterior.provenance.update(model=analysis.model, run_fingerprint=fingerprint)
+    posterior.provenance.update(run_fingerprint=fingerprint)
     return posterior
 
 
@@ -125,7 +137,7 @@ def _write(run_file: RunFile, results: dict[str, ModelResult], tell: Tell) -> No
     from qbs.models.cosmology.plots import write_figures
 
     folder = run_file.output
-    labels = {name: parameter.latex for name, parameter in {**DERIVED, **PARAMETERS}.items()}
+    labels = {name: parameter.label for name, parameter in {**DERIVED, **PARAMETERS}.items()}
     for name, result in results.items():
         result.posterior.to_getdist(folder / name, labels=labels, ranges=_ranges(result.analysis))
     contents = results_as_dict(results, provenance_of_run(run_file))

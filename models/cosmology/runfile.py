@@ -10,6 +10,7 @@ from qbs.errors import MissingExtraError, RunFileError
 from qbs.inference.mcmc import NUTS
 from qbs.inference.method import Method
 from qbs.inference.nested import Dynesty
+from qbs.models.cosmology.analysis import resolve_prior
 from qbs.models.cosmology.likelihoods import DATA_SETS
 from qbs.models.cosmology.parameters import MODELS, PARAMETERS
 
@@ -193,22 +194,12 @@ class _Reader:
     def _prior(self, tree: Any, name: str) -> Any:
         if name not in PARAMETERS:
             self._fail(name, f"unknown parameter {name!r}; {_accepted(name, PARAMETERS)}", tree)
-        prior = tree[name]
-        forms = "a prior is [low, high], {normal: [mean, sd]}, or a number that fixes the parameter"
-        if _is_number(prior):
-            return float(prior)
-        if _is_pair(prior):
-            low, high = map(float, prior)
-            if not low < high:
-                self._fail(name, f"the prior of {name} is [{low:g}, {high:g}]: low must be below high", tree)
-            return [low, high]
-        if isinstance(prior, dict) and set(prior) == {"normal"} and _is_pair(prior["normal"]):
-            mean, sd = map(float, prior["normal"])
-            if not sd > 0:
-                self._fail(name, f"the prior of {name} has sd {sd:g}: it must be positive", tree)
-            return {"normal": [mean, sd]}
-        plain = dict(prior) if isinstance(prior, dict) else prior
-        return self._fail(name, f"the prior of {name} is {plain!r}; {forms}", tree)
+        prior = _plain(tree[name])
+        try:
+            resolve_prior(name, prior)
+        except ValueError as error:
+            self._fail(name, str(error), tree)
+        return prior
 
     def _method(self, key: str) -> Method:
         value = self._tree[key]
@@ -230,12 +221,11 @@ class _Reader:
             return self._fail(key, str(error))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(float(value)) < float("inf")
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+def _plain(value: Any) -> Any:
+    """Return YAML's mappings and sequences as dictionaries and lists."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _accepted(name: Any, accepted: Iterable[str]) -> str:

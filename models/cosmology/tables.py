@@ -329,7 +329,7 @@ def _read_covariance(path: Path) -> np.ndarray:
     rows, columns = np.triu_indices(n)
     try:
         if path.name == _COVARIANCE_COMPACT:
-            with np.load(path) as archive:
+            with path.open("rb") as file, np.load(file) as archive:
                 counts = archive["upper_int32"]
         else:
             values = np.array(path.read_bytes().split(), dtype=np.float64)

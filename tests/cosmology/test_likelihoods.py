@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 from qbs.models.cosmology import tables
 from qbs.models.cosmology.background import Cosmology, sound_horizon
 from qbs.models.cosmology.likelihoods import (
-    DATA_SETS,
     BBN,
+    DATA_SETS,
     CosmicChronometers,
     DesiBAO,
     LocalH0,
@@ -31,7 +31,8 @@ UNPHYSICAL = (
     {"h": -0.7},
     {"h": 0.0},
     {"Ok": float("nan")},
-    {"Om": 0.1, "w": 1.0, "wa": -3.0, "Ok": -2.0},
+    {"Om": 0.1, "w": -3.0, "wa": -3.0, "Ok": -0.3},
+    {"Ok": -9.0},
     {"Obh2": -0.02},
     {"Obh2": float("nan")},
 )
