@@ -72,6 +72,7 @@ def fit(
     with precision_context(chosen), stopwatch() as watch:
         problem = pose(model, data, model_kwargs, name=name)
         record = provenance(method, problem.name, key, problem.bound.arrays)
+        record["program_sha256"] = problem.bound.function.digest
         title = f"{problem.name} {type(method).__name__}"
         with ProgressLine(title, show=progress) as line:
             posterior = method.run(problem, key, line)

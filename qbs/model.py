@@ -5,6 +5,7 @@ everything else (part of the structure of the computation), and reads the model'
 once on abstract values: no number is computed.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import compute_log_probs
 
+from qbs.captured import own_constants, trace_digest
 from qbs.errors import ModelError, QbsError
 
 
@@ -71,6 +74,27 @@ class BoundModel(eqx.Module):
         return jax.tree.unflatten(self.structure, leaves)
 
 
+class KeyedModel:
+    """A model that equals another where both come from the same function and trace to the same program.
+
+    Attributes:
+        digest: SHA-256 of the program, with the data that the function captured.
+    """
+
+    def __init__(self, function: Callable, identity: Any, digest: str):
+        self._function, self._key = function, (identity, digest)
+        self.digest = digest
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyedModel) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 class _WithConstants:
     """A model with its arguments baked in, for models that need the values of their data."""
 
@@ -122,7 +146,12 @@ def _as_numpy(leaf: Any) -> Any:
 
 
 def bind(
-    function: Callable, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, name: str = ""
+    function: Callable,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+    identity: Any = None,
 ) -> BoundModel:
     """Bind a NumPyro model to its arguments.
 
@@ -132,9 +161,11 @@ def bind(
             precision; integers, strings, `None`, whole data frames and other objects stay as they are.
         kwargs: Keyword arguments, treated alike.
         name: What messages call the model; the function's name by default.
+        identity: What compiled code is kept for; the function by default.
 
     Returns:
-        The bound model. Where the model needs the values of its data while it runs (`len(np.unique(x))`,
+        The bound model, reading its own views of NumPy arrays that the function captured. Compiled code is
+        kept while the function and what it captured stay the same. Where the model needs the values of its data while it runs (`len(np.unique(x))`,
         `int(x.max())`, an `if` on data), the data is baked in and each new data set compiles anew.
 
     Raises:
@@ -152,10 +183,11 @@ def bind(
     static = tuple(
         (_ArrayHere, None) if isinstance(leaf, jax.Array) else (type(leaf), leaf) for leaf in leaves
     )
-    ways = [BoundModel(function, name, arrays, static, structure)] if _is_hashable((function, static)) else []
+    own = own_constants(function)
+    ways = [BoundModel(own, name, arrays, static, structure)] if _is_hashable(static) else []
     # Under tracing, JAX stages out what is computed from a baked-in JAX array, but not from a NumPy array.
     for baked in (call, jax.tree.map(_as_numpy, call)):
-        ways.append(BoundModel(_WithConstants(function, *baked), name, (), (), jax.tree.structure(((), {}))))
+        ways.append(BoundModel(_WithConstants(own, *baked), name, (), (), jax.tree.structure(((), {}))))
     for bound in ways:
         try:
             trace_sites(bound)
@@ -164,7 +196,18 @@ def bind(
                 raise
         else:
             break
-    return bound
+    identity = function if identity is None else identity
+    if not _is_hashable(identity):
+        identity = id(identity)
+    return dataclasses.replace(bound, function=KeyedModel(bound.function, identity, _digest(bound)))
+
+
+def _digest(bound: BoundModel) -> str:
+    def log_probs(key: Array, arrays: tuple[Array, ...]) -> dict[str, Array]:
+        args, kwargs = eqx.tree_at(lambda b: b.arrays, bound, arrays).arguments()
+        return compute_log_probs(seeded(bound.function, key), args, kwargs, {}, sum_log_prob=False)[0]
+
+    return trace_digest(log_probs, jax.random.key(0), bound.arrays)
 
 
 def seeded(function: Callable, key: Array) -> Callable:

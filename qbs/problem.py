@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from qbs.captured import own_constants
 from qbs.errors import LikelihoodError, ModelError
 from qbs.model import BoundModel, Site, bind, require_latents, seeded, trace_sites
 from qbs.target import Target, require_scalar
@@ -62,8 +63,13 @@ def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None, *, na
 
 
 def _pose_target(target: Target, data: tuple) -> Problem:
+    own = dataclasses.replace(
+        target,
+        log_likelihood=own_constants(target.log_likelihood),
+        derived=own_constants(target.derived) if target.derived else None,
+    )
     try:
-        bound = bind(target.as_model, data, name=target.name)
+        bound = bind(own.as_model, data, name=target.name, identity=target)
     except ModelError:
         return _as_black_box(target, data)  # calls it on numbers, and reports the error if there is one
     return Problem(target.name, bound, trace_sites(bound)[0])
