@@ -30,8 +30,8 @@ html_title = f"qbs {release}"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# Notebooks are MyST Markdown without output. Continuous integration runs them all; at home one that did not
-# change is not run again: remove docs/_build after changing the library.
+# Notebooks are stored without output and run in the build. Continuous integration runs them all; at home one
+# that did not change is not run again: remove docs/_build after changing the library.
 nb_execution_mode = "force" if os.environ.get("CI") else "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
@@ -54,7 +54,7 @@ def copy_notebooks() -> None:
     """Copy notebooks/ to docs/notebooks/, leaving alone what is the same and removing what is gone."""
     target = HERE / "notebooks"
     target.mkdir(exist_ok=True)
-    sources = {path.name: path for path in NOTEBOOKS.glob("*.md")}
+    sources = {path.name: path for path in NOTEBOOKS.glob("*.ipynb")}
     for old in target.iterdir():
         if old.is_file() and old.name not in sources:
             old.unlink()

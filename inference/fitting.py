@@ -1,13 +1,16 @@
 """`qbs.fit`: one way to fit any model by any method."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
+from qbs.errors import ModelError
 from qbs.inference.mcmc.nuts import NUTS
 from qbs.inference.method import Method
 from qbs.inference.nested.dynesty import Dynesty
@@ -72,11 +75,11 @@ def fit(
     with precision_context(chosen), stopwatch() as watch:
         problem = pose(model, data, model_kwargs, name=name)
         record = provenance(method, problem.name, key, problem.bound.arrays)
-        record["program_sha256"] = problem.bound.function.digest
+        record["program_sha256"] = problem.bound.digest
         title = f"{problem.name} {type(method).__name__}"
-        with ProgressLine(title, show=progress) as line:
+        with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
             posterior = method.run(problem, key, line)
-        record["precision"] = "float64" if jax.config.jax_enable_x64 else "float32"
+        record["precision"] = str(jnp.result_type(float))
     record |= {"wall_seconds": watch.wall, "compile_seconds": watch.compiling}
     return dataclasses.replace(posterior, provenance=record | posterior.provenance)
 
@@ -92,6 +95,21 @@ def _choose(problem: Problem) -> Method:
         method, reason = Dynesty(), "its likelihood is not written in JAX"
     print(f"qbs.fit: {problem.name!r} is fitted by {type(method).__name__} ({reason})", file=sys.stderr)
     return method
+
+
+@contextlib.contextmanager
+def _mixed_precision_explained() -> Iterator[None]:
+    """Explain what JAX says when it re-uses the float32 form of an array that `qbs.captured` cannot reach."""
+    try:
+        yield
+    except ValueError as error:
+        if "verifier errors" not in str(error):
+            raise
+        raise ModelError(
+            "an array that the model reads from outside its arguments was used in float32 earlier in this "
+            "process, and JAX would use that form again: pass it as an argument of the model, or fit with "
+            "precision='float32'"
+        ) from error
 
 
 def _require_key(key: Any) -> None:

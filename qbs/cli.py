@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ _PROBLEMS = 3
 _INTERRUPTED = 130
 
 
-def _version(asked: bool) -> None:  # noqa: FBT001 (typer calls it so)
+def _version(asked: bool | None) -> None:
     if asked:
         print(f"qbs {qbs.__version__}")
         raise typer.Exit
@@ -32,9 +33,10 @@ def _version(asked: bool) -> None:  # noqa: FBT001 (typer calls it so)
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,  # noqa: FBT002
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+    ] = None,
 ) -> None:
     pass
 
@@ -44,19 +46,19 @@ def cosmology(
     run_file: Annotated[
         Path | None, typer.Argument(metavar="RUN.yaml", help="The run file; --example writes one.")
     ] = None,
-    example: Annotated[bool, typer.Option("--example", help="Print a commented run file and exit.")] = False,  # noqa: FBT002
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,  # noqa: FBT002
+    example: Annotated[bool, typer.Option("--example", help="Print a commented run file and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Fit again what an earlier run of this file finished.")
-    ] = False,  # noqa: FBT002
+    ] = False,
 ) -> None:
     """Fit cosmological models to survey data: posterior, evidence, chains and figures.
 
     Exit status: 0 all well; 2 the run file or the data cannot be used; 3 done, with problems that the
     output names; 130 interrupted, with the results so far written.
     """
-    from qbs.models.cosmology.run import analyses, carry_out, provenance_of_run
     from qbs.models.cosmology.results import model_table, results_as_dict
+    from qbs.models.cosmology.run import analyses, carry_out, provenance_of_run
     from qbs.models.cosmology.runfile import EXAMPLE, read_run_file
 
     if example:
@@ -71,7 +73,7 @@ def cosmology(
             settings,
             analyses(settings),
             tell=console.print,
-            progress=False if as_json else True,
+            progress=not as_json,
             fresh=fresh,
         )
     if as_json:
@@ -89,7 +91,7 @@ def cosmology(
 
 
 @contextlib.contextmanager
-def _one_sentence():  # noqa: ANN202
+def _one_sentence() -> Iterator[None]:
     """Turn what went wrong into one sentence and exit status 2."""
     try:
         yield

@@ -12,7 +12,8 @@ from qbs.model import BoundModel, seeded
 def potential(bound: BoundModel, position: dict[str, Array]) -> Array:
     """Return minus the log joint density at unconstrained latent values.
 
-    The change of variables of each constrained site (NumPyro's `biject_to`) is included.
+    The change of variables of each constrained site (NumPyro's `biject_to`) is included; a `scale` or
+    `mask` handler around a latent site scales or masks its change of variables too, as in NumPyro.
 
     Args:
         bound: The model with its data.

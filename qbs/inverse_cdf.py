@@ -120,7 +120,7 @@ def _discrete_inverse(fn: dist.Distribution) -> Callable[[Array], Array] | None:
     if isinstance(fn, dist.BinomialProbs | dist.BinomialLogits):
         return lambda uniforms: _invert_counts(partial(_binomial_cdf, fn), uniforms)
     if isinstance(fn, dist.GeometricProbs | dist.GeometricLogits):
-        return lambda uniforms: _geometric(fn.probs, uniforms)
+        return lambda uniforms: _geometric(jnp.asarray(fn.probs), uniforms)
     if fn.has_enumerate_support:
         return partial(_by_table, fn) if _can_enumerate(fn) else None
     if type(fn).cdf is not dist.Distribution.cdf:
@@ -136,7 +136,8 @@ def _discrete_uniform(fn: dist.DiscreteUniform, uniforms: Array) -> Array:
 def _can_enumerate(fn: dist.Distribution) -> bool:
     try:
         fn.enumerate_support(expand=False)
-    except NotImplementedError:  # a support that differs between members of a batch, or is not known yet
+    except (NotImplementedError, jax.errors.ConcretizationTypeError):
+        # A support that differs between the members of a batch, or that is computed by the model.
         return False
     return True
 
@@ -168,7 +169,7 @@ def _invert_counts(cdf: Callable[[Array], Array], uniforms: Array) -> Array:
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # cdf(low) < uniform <= cdf(high)
         middle = jnp.floor((low + high) / 2)
-        reaches = cdf(middle) >= uniforms
+        reaches = (middle > low) & (cdf(middle) >= uniforms)
         return jnp.where(reaches, low, middle), jnp.where(reaches, middle, high)
 
     start = jnp.full(uniforms.shape, -1.0), jnp.full(uniforms.shape, _MAX_COUNT)

@@ -67,6 +67,11 @@ class BoundModel(eqx.Module):
     static_leaves: tuple = eqx.field(static=True)  # with their types, because 1 == True
     structure: Any = eqx.field(static=True)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the program that the model traces to, with the data that it captured."""
+        return getattr(self.function, "digest", "")
+
     def arguments(self) -> tuple[tuple, dict]:
         """Return the positional and keyword arguments of the model."""
         arrays = iter(self.arrays)
@@ -86,6 +91,7 @@ class KeyedModel:
         self.digest = digest
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
         return self._function(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -165,8 +171,9 @@ def bind(
 
     Returns:
         The bound model, reading its own views of NumPy arrays that the function captured. Compiled code is
-        kept while the function and what it captured stay the same. Where the model needs the values of its data while it runs (`len(np.unique(x))`,
-        `int(x.max())`, an `if` on data), the data is baked in and each new data set compiles anew.
+        kept while the function and what it captured stay the same. Where the model needs the values of its
+        data while it runs (`len(np.unique(x))`, `int(x.max())`, an `if` on data), the data is baked in and
+        each new data set compiles anew.
 
     Raises:
         ModelError: If the model cannot be run on values of its own prior, a site name appears twice, a

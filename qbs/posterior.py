@@ -104,7 +104,7 @@ class Posterior:
         for name in ("log_likelihood", "log_density"):
             if name in self.stats:
                 best = np.unravel_index(np.argmax(self.stats[name]), self.shape)
-                return {key: values[best] for key, values in self.samples.items()}
+                return {key: np.asarray(values[best]) for key, values in self.samples.items()}
         raise ValueError("the run recorded no density for its draws, so there is no best one")
 
     def resample(self, num_draws: int | None = None, *, seed: int = 0) -> dict[str, np.ndarray]:

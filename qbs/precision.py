@@ -56,7 +56,7 @@ def in_float64(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         outside = jnp.result_type(float)
-        with jax.enable_x64(True):  # noqa: FBT003
+        with jax.enable_x64(True):
             args, kwargs = _cast_floats((args, kwargs), jnp.float64)
             return _cast_floats(function(*args, **kwargs), outside)
 

@@ -37,9 +37,9 @@ class _CompileClock:
             jax.monitoring.register_event_duration_secs_listener(self._hear)
             self._is_listening = True
 
-    def _hear(self, event: str, duration: float, **_: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile"):
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 _clock = _CompileClock()

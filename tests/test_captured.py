@@ -116,3 +116,16 @@ def test_changed_globals_are_seen(method, key, monkeypatch, compile_events):
         assert abs(posterior.sd("theta") - sd / math.sqrt(5)) < 5 * error
     hashes = {fit.provenance["program_sha256"] for fit in (near_zero, near_seven, in_place)}
     assert len(hashes) == 3
+
+
+def test_what_cannot_be_reached_is_explained(key):
+    class Table:
+        y = np.array([0.1, 0.7])
+
+    def model():
+        numpyro.sample("y", dist.Normal(numpyro.sample("theta", dist.Normal(0, 2)), 1), obs=Table.y)
+
+    users = jax.jit(lambda scale: scale * Table.y)
+    users(1.0)
+    with pytest.raises(qbs.errors.ModelError, match="pass it as an argument"):
+        qbs.fit(model, method=Dynesty(num_live=100, dlogz=0.5), key=key)

@@ -78,7 +78,11 @@ _CASES = {
         -8.106275788340302,
     ),
     "coin": (coin, (np.array([1] * 7 + [0] * 3),), -7.185387015580417),
-    "autoregression": (autoregression, (np.sin(np.arange(3.0)),), _autoregression_log_evidence(np.sin(np.arange(3.0)))),
+    "autoregression": (
+        autoregression,
+        (np.sin(np.arange(3.0)),),
+        _autoregression_log_evidence(np.sin(np.arange(3.0))),
+    ),
     # N(0,1)^2 N(1;.) N(2;.): complete the square of exp(-theta^2 - (1-theta)^2/2 - (2-theta)^2/2).
     "scale and mask": (
         scaled_and_masked,
@@ -298,7 +302,14 @@ def test_bad_python_likelihoods_are_explained(log_likelihood, words, key):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"num_live": 0}, {"dlogz": -1.0}, {"batch_size": 0}, {"bound": "best"}, {"sample": "hmc"}, {"max_calls": 0}],
+    [
+        {"num_live": 0},
+        {"dlogz": -1.0},
+        {"batch_size": 0},
+        {"bound": "best"},
+        {"sample": "hmc"},
+        {"max_calls": 0},
+    ],
 )
 def test_bad_settings_name_themselves(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

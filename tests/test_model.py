@@ -198,7 +198,7 @@ def test_integers_that_do_not_fit_are_refused(value):
 
 
 def test_unsigned_integers_that_do_not_fit_are_refused():
-    with jax.enable_x64(False), pytest.raises(ModelError, match="integer 4294967296, which .* uint32"):
+    with jax.enable_x64(False), pytest.raises(ModelError, match=r"integer 4294967296, which .* uint32"):
         _seen_arguments(np.array([0, 2**32], dtype=np.uint64))
 
 
@@ -414,7 +414,7 @@ def test_what_is_no_function_is_refused(thing):
 
 def test_no_latent_sites():
     bound = bind(lambda y: numpyro.sample("y", dist.Normal(0, 1), obs=y), (Y,), name="empty")
-    with pytest.raises(ModelError, match="'empty' has no latent sites.*obs="):
+    with pytest.raises(ModelError, match=r"'empty' has no latent sites.*obs="):
         require_latents(trace_sites(bound)[0], bound.name)
     require_latents(trace_sites(bind(regression, (X, Y)))[0], "regression")
 

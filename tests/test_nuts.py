@@ -7,9 +7,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from arviz_stats.base import array_stats
+from numpyro import infer
 from numpyro.contrib.control_flow import scan
-from numpyro.infer import MCMC
-from numpyro.infer import NUTS as NumpyroNUTS
 
 import qbs
 from qbs.inference.mcmc import NUTS
@@ -74,7 +73,10 @@ def _case(name):
 def _mean_and_mcse(draws):
     """Mean and Monte Carlo standard error of each number in draws of shape (chain, draw, ...)."""
     flat = np.asarray(draws, dtype=float).reshape(*np.shape(draws)[:2], -1)
-    errors = [array_stats.mcse(flat[..., i], method="mean", chain_axis=0, draw_axis=1) for i in range(flat.shape[-1])]
+    errors = [
+        array_stats.mcse(flat[..., i], method="mean", chain_axis=0, draw_axis=1)
+        for i in range(flat.shape[-1])
+    ]
     return flat.mean((0, 1)), np.array(errors, dtype=float)
 
 
@@ -85,8 +87,8 @@ def test_moments_are_numpyros(name, key):
     model, data = _case(name)
     settings = {"num_warmup": 500, "num_chains": 4}
     ours = qbs.fit(model, *data, method=NUTS(num_draws=1000, target_accept=0.95, **settings), key=key)
-    kernel = NumpyroNUTS(model, target_accept_prob=0.95)
-    theirs = MCMC(kernel, num_samples=1000, chain_method="vectorized", progress_bar=False, **settings)
+    kernel = infer.NUTS(model, target_accept_prob=0.95)
+    theirs = infer.MCMC(kernel, num_samples=1000, chain_method="vectorized", progress_bar=False, **settings)
     theirs.run(jax.random.fold_in(key, 1), *data)
     reference = theirs.get_samples(group_by_chain=True)
     assert set(ours.samples) == set(reference)
@@ -152,7 +154,13 @@ def test_new_data_of_the_same_shape_does_not_compile(key, compile_events):
     qbs.fit(model, sigma, y, method=method, key=key)
     with compile_events() as events:
         changed = qbs.fit(model, sigma, y + 1, method=method, key=jax.random.key(1))
-        qbs.fit(model, sigma, y, method=NUTS(num_chains=2, num_warmup=100, num_draws=70, target_accept=0.9), key=key)
+        qbs.fit(
+            model,
+            sigma,
+            y,
+            method=NUTS(num_chains=2, num_warmup=100, num_draws=70, target_accept=0.9),
+            key=key,
+        )
     assert events == []
     assert changed.provenance["data_sha256"]
 
@@ -253,7 +261,9 @@ class _InterruptingLine(ProgressLine):
 
 def test_interrupt_keeps_the_draws_so_far(key):
     model, data = _case("eight schools")
-    posterior = NUTS(num_warmup=50, num_draws=500).run(pose(model, data), key, _InterruptingLine("sampling", 20))
+    posterior = NUTS(num_warmup=50, num_draws=500).run(
+        pose(model, data), key, _InterruptingLine("sampling", 20)
+    )
     kept = posterior.shape[1]
     assert 20 <= kept < 500
     assert posterior.problems[0].startswith(f"Interrupted after {kept} of 500 draws")

@@ -117,11 +117,23 @@ def test_in_float64_passes_other_leaves_through():
     @in_float64
     def function(tree, *, flag, thing):
         seen.update(tree, flag=flag, thing=thing)
-        return {"sum": tree["x"] + tree["y"], "count": tree["count"], "key": tree["key"], "word": tree["word"]}
+        return {
+            "sum": tree["x"] + tree["y"],
+            "count": tree["count"],
+            "key": tree["key"],
+            "word": tree["word"],
+        }
 
     thing, key = Thing(), jax.random.key(3)
     with jax.enable_x64(False):
-        tree = {"x": 0.5, "y": np.float32(0.25), "count": 3, "key": key, "word": "a", "mask": np.array([True])}
+        tree = {
+            "x": 0.5,
+            "y": np.float32(0.25),
+            "count": 3,
+            "key": key,
+            "word": "a",
+            "mask": np.array([True]),
+        }
         result = function(tree, flag=True, thing=thing)
     assert seen["x"].dtype == jnp.float64
     assert seen["y"].dtype == jnp.float64

@@ -74,7 +74,9 @@ class NUTS(Method):
             state = self._advance(problem.bound, kernel, state, self.num_draws, collector, line, "sampling")
         except KeyboardInterrupt:
             if collector.num_kept < 2:
-                raise KeyboardInterrupt("NUTS was interrupted before it kept a draw: nothing to return") from None
+                raise KeyboardInterrupt(
+                    "NUTS was interrupted before it kept a draw: nothing to return"
+                ) from None
             interrupted = True
         draws, stats = collector.result()
         samples, derived = problem.in_order(draws)

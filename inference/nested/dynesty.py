@@ -92,7 +92,9 @@ class Dynesty(Method):
                     raise
                 interrupted = True
                 problems.append(self._stop_early(sampler))
-        problems += sorted({f"dynesty: {w.message}" for w in caught if issubclass(w.category, Warning)})
+        # That a run is slow is no reason to doubt it; all else that dynesty warns of is.
+        said = {str(warning.message) for warning in caught}
+        problems += sorted(f"dynesty: {text}" for text in said if "inefficient" not in text)
         return self._posterior(sampler, cube, problems, is_interrupted=interrupted)
 
     def _sampler(self, cube: CubeProblem, key: Array) -> Any:
@@ -120,9 +122,9 @@ class Dynesty(Method):
         remaining = _remaining(sampler)
         sampler.run_nested(maxiter=-1, dlogz=self.dlogz, print_progress=False)
         return (
-            f"Interrupted after {sampler.it - 1:,} iterations, with up to {remaining:.2f} nats of log evidence "
-            f"left to find (dlogz = {self.dlogz}): the draws so far are kept here; the evidence counts "
-            "the live points, and its error is too small."
+            f"Interrupted after {sampler.it - 1:,} iterations, with up to {remaining:.2f} nats of log "
+            f"evidence left to find (dlogz = {self.dlogz}): the draws so far are kept here; the evidence "
+            "counts the live points, and its error is too small."
         )
 
     def _posterior(
@@ -160,7 +162,7 @@ class _Evaluator:
     def one(self, point: np.ndarray) -> float:
         return float(self._cube.log_likelihood(point[None])[0])
 
-    def map(self, function: Any, points: np.ndarray) -> list[Any]:
+    def map(self, _function: Any, points: np.ndarray) -> list[Any]:
         """Evaluate the live points that start a run."""
         values = self._cube.log_likelihood(np.asarray(points))
         limit = _MAX_DRAWS_FOR_FIRST_POINT[self._cube.is_compiled]

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _BAND_DRAWS = 400
 _LEAST_WEIGHT = 1e-5  # lighter draws of nested sampling only stretch the axes
+_LEAST_DRAWS = 50  # fewer make no contour: a run that was interrupted early
 _LEVELS = (2.5, 16.0, 50.0, 84.0, 97.5)
 
 
-def write_figures(
-    results: Mapping[str, ModelResult], folder: Path, formats: tuple[str, ...]
-) -> list[Path]:
+def write_figures(results: Mapping[str, ModelResult], folder: Path, formats: tuple[str, ...]) -> list[Path]:
     """Draw the figures that the data of the run call for, and return the files written.
 
     Raises:
@@ -44,14 +43,18 @@ def write_figures(
         import matplotlib
     except ImportError as error:
         raise MissingExtraError("figures need Matplotlib: pip install 'qbs-jax[cosmology]'") from error
-    likelihoods = next(iter(results.values())).analysis.likelihoods
     written = []
     with matplotlib.rc_context({"backend": "agg", "font.size": 10, "axes.linewidth": 0.8}):
-        figures = {"corner": corner_figure(results)}
-        if "cc" in likelihoods:
-            figures["hubble"] = hubble_figure(results, likelihoods["cc"])
-        if "desi_dr2" in likelihoods:
-            figures["bao"] = bao_figure(results, likelihoods["desi_dr2"])
+        figures = {}
+        if drawable := {
+            name: result for name, result in results.items() if _heavy(result).sum() >= _LEAST_DRAWS
+        }:
+            figures["corner"] = corner_figure(drawable)
+        for likelihood in next(iter(results.values())).analysis.likelihoods.values():
+            if isinstance(likelihood, CosmicChronometers):
+                figures["hubble"] = hubble_figure(results, likelihood)
+            if isinstance(likelihood, DesiBAO):
+                figures["bao"] = bao_figure(results, likelihood)
         for name, figure in figures.items():
             for suffix in formats:
                 written.append(_save(figure, folder / f"{name}.{suffix}"))
@@ -72,6 +75,12 @@ def _close(figure: "Figure") -> None:
     pyplot.close(figure)
 
 
+def _heavy(result: ModelResult) -> np.ndarray:
+    """Return which draws weigh enough to be seen."""
+    weights = result.posterior.weights.ravel()
+    return weights > _LEAST_WEIGHT * weights.max()
+
+
 def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
     """Return GetDist's triangle plot of the sampled parameters, all models over one another."""
     try:
@@ -84,13 +93,12 @@ def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
     overlaid = []
     for name, result in results.items():
         posterior = result.posterior
-        weights = posterior.weights.ravel()
-        heavy = weights > _LEAST_WEIGHT * weights.max()
+        heavy = _heavy(result)
         keys = [key for key in shown if key in posterior.samples]
         overlaid.append(
             MCSamples(
                 samples=np.column_stack([posterior.samples[key].ravel()[heavy] for key in keys]),
-                weights=weights[heavy],
+                weights=posterior.weights.ravel()[heavy],
                 names=keys,
                 labels=[PARAMETERS[key].label + _unit_latex(key) for key in keys],
                 ranges={key: _prior_range(result, key) for key in keys},
@@ -135,7 +143,7 @@ def hubble_figure(results: Mapping[str, ModelResult], data: CosmicChronometers) 
 
 
 def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
-    """Return the three kinds of BAO distance, data and posterior bands, over the best fit of the first model."""
+    """Return the three kinds of BAO distance, relative to the best fit of the first model."""
     from matplotlib import pyplot
 
     panels: dict[str, tuple[str, Callable]] = {
@@ -196,7 +204,9 @@ def _band(axes: "Axes", x: np.ndarray, draws: np.ndarray, name: str, colour: str
 
 
 def _points(axes: "Axes", x: np.ndarray, y: np.ndarray, errors: np.ndarray, label: str) -> None:
-    axes.errorbar(x, y, yerr=errors, fmt="o", color="black", markersize=3.5, linewidth=1, label=label, zorder=5)
+    axes.errorbar(
+        x, y, yerr=errors, fmt="o", color="black", markersize=3.5, linewidth=1, label=label, zorder=5
+    )
 
 
 def _unit_latex(name: str) -> str:
@@ -208,4 +218,3 @@ def _prior_range(result: ModelResult, name: str) -> tuple[float | None, float | 
     support = result.analysis.priors[name].support
     low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     return (None if low is None else float(low), None if high is None else float(high))
-

@@ -53,7 +53,8 @@ class ModelResult:
     def chi2(self) -> dict[str, float]:
         """Chi-squared of each data set at the best fit."""
         with jax.enable_x64(True):
-            return {name: float(value) for name, value in jax.jit(self.analysis.chi2)(self._best_sampled()).items()}
+            values = jax.jit(self.analysis.chi2)(self._best_sampled())
+            return {name: float(values[name]) for name in self.analysis.data}
 
     @property
     def aic(self) -> float:

@@ -29,12 +29,13 @@ def analyses(run_file: RunFile) -> dict[str, Analysis]:
         DataError: If a table is missing or damaged.
         RunFileError: If a prior is for a parameter of none of the models.
     """
+
     def build(model: str, priors: dict[str, Any]) -> Analysis:
         return Analysis(
             model=model,
             data=run_file.data,
             priors=priors,
-            sound_horizon=run_file.sound_horizon,  # type: ignore[arg-type]
+            sound_horizon=run_file.sound_horizon,
             data_path=run_file.data_path,
         )
 
@@ -86,7 +87,7 @@ def carry_out(
         if posterior is not None:
             tell(f"{name}: already fitted with these settings, read from {path} (--fresh fits it again)")
         else:
-            posterior = _fit(run_file, analysis, fingerprint, progress)
+            posterior = _fit(run_file, analysis, fingerprint, progress=progress)
             posterior.save(path)
         results[name] = ModelResult(name, analysis, posterior)
         if posterior.provenance.get("is_interrupted"):
@@ -96,7 +97,7 @@ def carry_out(
     return results
 
 
-def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, progress: bool | None) -> Posterior:
+def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, *, progress: bool | None) -> Posterior:
     posterior = fit(
         analysis.numpyro_model,
         name=analysis.model,

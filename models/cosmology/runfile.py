@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qbs.errors import MissingExtraError, RunFileError
 from qbs.inference.mcmc import NUTS
@@ -140,8 +140,8 @@ class _Reader:
                 raise RunFileError(f"{self._source}: the key `{key}` is missing")
         return RunFile(**{key: readers[key](key) for key in self._tree})
 
-    def _fail(self, key: Any, message: str, tree: Any = None) -> None:
-        where = self._tree if tree is None else tree
+    def _fail(self, key: Any, message: str, tree: Any = None) -> NoReturn:
+        where: Any = self._tree if tree is None else tree
         line = where.lc.key(key)[0] + 1
         raise RunFileError(f"{self._source} line {line}: {message}")
 
@@ -218,7 +218,7 @@ class _Reader:
         try:
             return method(**settings)
         except (ValueError, TypeError) as error:
-            return self._fail(key, str(error))
+            self._fail(key, str(error))
 
 
 def _plain(value: Any) -> Any:

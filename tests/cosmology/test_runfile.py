@@ -59,14 +59,22 @@ _START = "models: [LCDM]\ndata: [cc]\n"
         ("", None, "a run file is a list of"),
         ("models: [LCDM]\n", None, "the key `data` is missing"),
         ("data: [cc]\n", None, "the key `models` is missing"),
-        ("data: [cc]\nmodels: [LCMD]\n", 2, r"unknown model 'LCMD'; accepted: LCDM, wCDM, CPL.*did you mean LCDM"),
+        (
+            "data: [cc]\nmodels: [LCMD]\n",
+            2,
+            r"unknown model 'LCMD'; accepted: LCDM, wCDM, CPL.*did you mean LCDM",
+        ),
         ("models: [LCDM]\ndata: [cc, desi]\n", 2, "unknown data set 'desi'; accepted: cc, desi_dr2, bbn"),
         ("models: []\ndata: [cc]\n", 1, "`models` must be a list of names"),
         ("models: {LCDM: 1}\ndata: [cc]\n", 1, "`models` must be a list of names"),
         ("models: [LCDM, LCDM]\ndata: [cc]\n", 1, "names one model twice"),
         (_START + "outptu: x\n", 3, "unknown key 'outptu'; accepted: .*did you mean output"),
         (_START + "priors: {Om: [0.5, 0.1]}\n", 3, r"prior of Om is not valid: \[0.5, 0.1\].*low < high"),
-        (_START + "priors:\n  h: [0.4, 0.9]\n  Om: {normal: [0.3, -1]}\n", 5, "prior of Om is not valid.*sd > 0"),
+        (
+            _START + "priors:\n  h: [0.4, 0.9]\n  Om: {normal: [0.3, -1]}\n",
+            5,
+            "prior of Om is not valid.*sd > 0",
+        ),
         (_START + "priors: {Omega: [0, 1]}\n", 3, "unknown parameter 'Omega'; accepted: Om, Obh2, h"),
         (_START + "priors: {Om: wide}\n", 3, "prior of Om is not valid: 'wide'"),
         (_START + "priors: {Om: [0.1, .inf]}\n", 3, "prior of Om is not valid"),
@@ -74,7 +82,11 @@ _START = "models: [LCDM]\ndata: [cc]\n"
         (_START + "method: {name: emcee}\n", 3, "unknown method 'emcee'; accepted: dynesty, nuts"),
         (_START + "method: {num_live: 10}\n", 3, "needs a name"),
         (_START + "method: {name: dynesty, nlive: 10}\n", 3, "no setting 'nlive'.*did you mean num_live"),
-        (_START + "method:\n  name: dynesty\n  num_live: -5\n", 3, "num_live must be a whole number above 0, not -5"),
+        (
+            _START + "method:\n  name: dynesty\n  num_live: -5\n",
+            3,
+            "num_live must be a whole number above 0, not -5",
+        ),
         (_START + "seed: one\n", 3, "`seed` must be a whole number from 0 up, not 'one'"),
         (_START + "seed: -1\n", 3, "`seed` must be a whole number"),
         (_START + "sound_horizon: fixed\n", 3, "accepted: formula, free"),
@@ -92,11 +104,11 @@ def test_mistakes_are_one_sentence_with_the_line(text, line, words):
 
 
 def test_missing_or_unreadable_files(tmp_path):
-    with pytest.raises(RunFileError, match="no run file .*--example"):
+    with pytest.raises(RunFileError, match=r"no run file .*--example"):
         read_run_file(tmp_path / "run.yaml")
     with pytest.raises(RunFileError, match="cannot read"):
         read_run_file(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunFileError, match="cannot read|not valid YAML"):
+    with pytest.raises(RunFileError, match=r"cannot read|not valid YAML"):
         read_run_file(binary)
