@@ -80,6 +80,8 @@ def fit(
         with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
             posterior = method.run(problem, key, line)
         record["precision"] = str(jnp.result_type(float))
+    if posterior.provenance.get("is_interrupted"):
+        print(f"qbs.fit: {problem.name!r}: {posterior.problems[0]}", file=sys.stderr)
     record |= {"wall_seconds": watch.wall, "compile_seconds": watch.compiling}
     return dataclasses.replace(posterior, provenance=record | posterior.provenance)
 

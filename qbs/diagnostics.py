@@ -94,11 +94,11 @@ def chain_problems(samples: Draws, stats: Mapping[str, np.ndarray]) -> list[str]
 
 
 def _nonfinite(flat: Draws) -> list[str]:
-    counts = {name: int(np.sum(~np.isfinite(draws))) for name, draws in flat.items()}
+    counts = {name: float(np.sum(~np.isfinite(draws))) for name, draws in flat.items()}
     counts = {name: count for name, count in counts.items() if count}
     if not counts:
         return []
-    return [f"NaN or infinite draws, with their number: {_worst(counts, 'd')}; the rest are not judged."]
+    return [f"NaN or infinite draws, with their number: {_worst(counts, '.0f')}; the rest are not judged."]
 
 
 def _stuck(flat: Draws) -> list[str]:

@@ -120,14 +120,14 @@ class Posterior:
         if num_draws is not None and num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, not {num_draws}")
         if self.log_weights is None and num_draws is None:
-            return {name: values.reshape(-1, *values.shape[2:]) for name, values in self.samples.items()}
+            return self._flat()
         count = num_draws if num_draws is not None else max(1, int(self.ess))
         rng = np.random.default_rng(seed)
         steps = (rng.random() + np.arange(count)) / count
         cumulative = np.cumsum(self.weights.ravel())
         chosen = np.searchsorted(cumulative, steps * cumulative[-1]).clip(0, cumulative.size - 1)
         chosen = rng.permutation(chosen)
-        return {name: values.reshape(-1, *values.shape[2:])[chosen] for name, values in self.samples.items()}
+        return {name: values[chosen] for name, values in self._flat().items()}
 
     def summary(self) -> Summary:
         """Return the table of moments, quantiles and diagnostics; `.frame` is a data frame."""
@@ -191,6 +191,10 @@ class Posterior:
         from qbs.storage import save
 
         return save(self, Path(path))
+
+    def _flat(self) -> dict[str, np.ndarray]:
+        count = self.shape[0] * self.shape[1]
+        return {name: values.reshape(count, *values.shape[2:]) for name, values in self.samples.items()}
 
     def _values(self, name: str) -> np.ndarray:
         if name not in self.samples:

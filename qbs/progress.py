@@ -29,9 +29,9 @@ class ProgressLine:
         self._progress: Progress | None = None
         if self._is_shown and is_live:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[eta]}"),
             )

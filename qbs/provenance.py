@@ -99,6 +99,8 @@ def settings(method: eqx.Module) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, eqx.Module):
+        return {"type": type(value).__name__, **settings(value)}
     if isinstance(value, bool | int | float | str | type(None)):
         return value
     return value.item() if hasattr(value, "item") and np.size(value) == 1 else repr(value)

@@ -85,7 +85,7 @@ class Dynesty(Method):
                     dlogz=self.dlogz,
                     maxcall=self.max_calls,
                     save_bounds=False,
-                    print_func=_Reporter(line, cube, self.dlogz),
+                    print_func=_Reporter(line, cube, self.num_live, self.dlogz),
                 )
             except KeyboardInterrupt:
                 if sampler.it <= 2:
@@ -237,25 +237,29 @@ def _remaining(sampler: Any) -> float:
 class _Reporter:
     """Turns dynesty's report of an iteration into a line of progress with an ETA."""
 
-    def __init__(self, line: ProgressLine, cube: CubeProblem, dlogz: float):
-        self._line, self._cube, self._dlogz = line, cube, dlogz
-        self._history: deque[tuple[int, float]] = deque(maxlen=30)
+    def __init__(self, line: ProgressLine, cube: CubeProblem, num_live: int, dlogz: float):
+        self._line, self._cube, self._num_live, self._dlogz = line, cube, num_live, dlogz
 
     def __call__(self, result: Any, iteration: int, _calls: int, **_: Any) -> None:
-        if not self._line.is_due:
-            return
-        self._history.append((iteration, math.log(max(result.delta_logz, 1e-300))))
-        self._line.update(
-            f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
-            f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
-            self._fraction(),
-        )
+        if self._line.is_due and iteration > 1:  # the first has no evidence to speak of
+            self._line.update(
+                f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
+                f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
+                iteration / (iteration + self._remaining_iterations(result)),
+            )
 
-    def _fraction(self) -> float | None:
-        """Extrapolate the fall of the remaining evidence to the iteration where the run stops."""
-        (first, start), (last, end) = self._history[0], self._history[-1]
-        if last <= first or end >= start:
-            return None
-        slope = (end - start) / (last - first)
-        left = (math.log(self._dlogz) - end) / slope
-        return last / (last + max(left, 0.0))
+    def _remaining_iterations(self, result: Any) -> float:
+        """Estimate how many iterations are left, as if the posterior were Gaussian.
+
+        Then the prior volume above a log likelihood r below the peak is proportional to r^(d/2), it falls
+        by a factor e every `num_live` iterations, and the share of the evidence in it is, once r is small,
+        r^(d/2) / Gamma(d/2 + 1).
+        """
+        half_dim, delta = self._cube.dim / 2, max(result.delta_logz, 1e-300)
+        log_ratio = delta if delta > 30 else math.log(math.expm1(delta))  # of the live points' share to Z
+        highest = log_ratio + result.logz - result.logvol
+        depth = max(highest - result.loglstar, 1e-300)
+        log_share_at_end = math.log(self._dlogz)
+        return self._num_live * max(
+            half_dim * math.log(depth) - math.lgamma(half_dim + 1) - log_share_at_end, 0.0
+        )
