@@ -21,6 +21,10 @@ from qbs.progress import ProgressLine
 from qbs.provenance import provenance, stopwatch
 from qbs.target import Target
 
+_NOTHING_OBSERVED = (
+    "The model observes nothing, so this is its prior: is an obs= argument None, or an argument left out?"
+)
+
 
 def fit(
     model: Callable | Target,
@@ -80,6 +84,8 @@ def fit(
         with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
             posterior = method.run(problem, key, line)
         record["precision"] = str(jnp.result_type(float))
+    if problem.is_prior:
+        posterior.problems.append(_NOTHING_OBSERVED)
     if posterior.provenance.get("is_interrupted"):
         print(f"qbs.fit: {problem.name!r}: {posterior.problems[0]}", file=sys.stderr)
     record |= {"wall_seconds": watch.wall, "compile_seconds": watch.compiling}
@@ -87,12 +93,12 @@ def fit(
 
 
 def _choose(problem: Problem) -> Method:
-    count = f"{len(problem.latent)} latent site{'s' if len(problem.latent) > 1 else ''}"
+    discrete = [repr(name) for name, site in problem.latent.items() if site.is_discrete]
     method: Method
-    if problem.black_box is None and problem.is_continuous:
-        method, reason = NUTS(), f"all of its {count} are continuous and have gradients; no evidence"
+    if problem.black_box is None and not discrete:
+        method, reason = NUTS(), "every latent site is continuous and has a gradient; no evidence"
     elif problem.black_box is None:
-        method, reason = Dynesty(), f"some of its {count} are discrete"
+        method, reason = Dynesty(), f"discrete: {', '.join(discrete)}"
     else:
         method, reason = Dynesty(), "its likelihood is not written in JAX"
     print(f"qbs.fit: {problem.name!r} is fitted by {type(method).__name__} ({reason})", file=sys.stderr)

@@ -76,8 +76,8 @@ def chain_problems(samples: Draws, stats: Mapping[str, np.ndarray]) -> list[str]
         found.append("A single chain: R-hat cannot show whether chains agree; run four.")
     elif high:
         found.append(
-            f"R-hat is above {R_HAT_LIMIT} for {_worst(high, '.3f')}: the chains have not mixed; draw "
-            "longer, or reparameterise."
+            f"R-hat is above {R_HAT_LIMIT} for {_worst(high, '.3f')}: the chains do not agree yet; "
+            "draw longer, or reparameterise."
         )
     needed = MIN_ESS_PER_CHAIN * num_chains
     low = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qbs.atomic import replacing
 from qbs.diagnostics import scalars
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def to_getdist(posterior: "Posterior", root: Path, labels: Mapping[str, str], ra
         columns = [weights[chain], minus_log[chain], *[flat[name][chain] for name in names]]
         rows = np.column_stack(columns)
         written.append(Path(f"{root}_{chain + 1}.txt"))
-        np.savetxt(written[-1], rows[rows[:, 0] > 0], fmt="%.8e")
+        with replacing(written[-1]) as path:
+            np.savetxt(path, rows[rows[:, 0] > 0], fmt="%.8e")
     stale = posterior.shape[0] + 1
     while (left_over := Path(f"{root}_{stale}.txt")).exists():
         left_over.unlink()
@@ -86,7 +88,8 @@ def to_getdist(posterior: "Posterior", root: Path, labels: Mapping[str, str], ra
     ]
     for suffix, lines in ((".paramnames", listed), (".ranges", limits)):
         written.append(Path(f"{root}{suffix}"))
-        written[-1].write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        with replacing(written[-1]) as path:
+            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return written
 
 

@@ -191,7 +191,7 @@ def bind(
         (_ArrayHere, None) if isinstance(leaf, jax.Array) else (type(leaf), leaf) for leaf in leaves
     )
     own = own_constants(function)
-    ways = [BoundModel(own, name, arrays, static, structure)] if _is_hashable(static) else []
+    ways = [BoundModel(own, name, arrays, static, structure)] if _is_hashable((own, static)) else []
     # Under tracing, JAX stages out what is computed from a baked-in JAX array, but not from a NumPy array.
     for baked in (call, jax.tree.map(_as_numpy, call)):
         ways.append(BoundModel(_WithConstants(own, *baked), name, (), (), jax.tree.structure(((), {}))))

@@ -27,6 +27,7 @@ class Problem:
         black_box: Log likelihood of one dictionary of NumPy values, or `None` where the bound model
             contains the likelihood.
         derive: Derived quantities of one dictionary of NumPy values, for a black box.
+        is_prior: Whether nothing in the model is observed.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Problem:
     latent: Mapping[str, Site]
     black_box: Callable[[dict[str, Any]], float] | None = None
     derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    is_prior: bool = False
 
     @property
     def is_continuous(self) -> bool:
@@ -55,28 +57,28 @@ def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None, *, na
         LikelihoodError: If a target's log likelihood raises, or does not return one number.
     """
     if isinstance(model, Target):
-        return _pose_target(dataclasses.replace(model, name=name) if name else model, data)
+        return _pose_target(model, data, name or model.name)
     bound = bind(model, data, kwargs, name=name)
-    latent, _ = trace_sites(bound)
+    latent, others = trace_sites(bound)
     require_latents(latent, bound.name)
-    return Problem(bound.name, bound, latent)
+    return Problem(bound.name, bound, latent, is_prior="observed" not in others.values())
 
 
-def _pose_target(target: Target, data: tuple) -> Problem:
+def _pose_target(target: Target, data: tuple, name: str) -> Problem:
     own = dataclasses.replace(
         target,
         log_likelihood=own_constants(target.log_likelihood),
         derived=own_constants(target.derived) if target.derived else None,
     )
     try:
-        bound = bind(own.as_model, data, name=target.name, identity=target)
+        bound = bind(own.as_model, data, name=name, identity=target)
     except ModelError:
-        return _as_black_box(target, data)  # calls it on numbers, and reports the error if there is one
-    return Problem(target.name, bound, trace_sites(bound)[0])
+        return _as_black_box(target, data, name)  # calls it on numbers, and reports the error if there is one
+    return Problem(name, bound, trace_sites(bound)[0])
 
 
-def _as_black_box(target: Target, data: tuple) -> Problem:
-    bound = bind(target.sample_priors, name=target.name)
+def _as_black_box(target: Target, data: tuple, name: str) -> Problem:
+    bound = bind(target.sample_priors, data, name=name, identity=target)
     draw = seeded(target.sample_priors, jax.random.key(0))()
     first = {name: np.asarray(value)[()] for name, value in draw.items()}
 
@@ -97,7 +99,7 @@ def _as_black_box(target: Target, data: tuple) -> Problem:
     log_likelihood(first)
     if target.derived is not None:
         _check_derived(target, target.derived, first)
-    return Problem(target.name, bound, trace_sites(bound)[0], log_likelihood, target.derived)
+    return Problem(name, bound, trace_sites(bound)[0], log_likelihood, target.derived)
 
 
 def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[str, Any]) -> None:
@@ -136,3 +138,13 @@ def require_continuous(problem: Problem, method: str) -> None:
             f"{method} needs continuous latent sites, and {', '.join(map(repr, discrete))} of "
             f"{problem.name!r} is discrete: sum it out, or use method=qbs.inference.nested.Dynesty()"
         )
+
+
+def nonfinite_data(bound: BoundModel) -> list[str]:
+    """Say which data arrays hold NaN or infinite values, to explain a log density that is not finite."""
+    said = []
+    for index, array in enumerate(bound.arrays):
+        values = np.asarray(array)
+        if values.dtype.kind == "f" and (count := int(np.sum(~np.isfinite(values)))):
+            said.append(f"data array {index} of shape {values.shape} holds {count} NaN or infinite values")
+    return said

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qbs.atomic import replacing
 from qbs.errors import PosteriorFileError
 from qbs.posterior import Posterior
 
@@ -51,16 +51,10 @@ def save(posterior: Posterior, path: Path) -> Path:
     text = json.dumps(header, indent=1, default=_plain_number)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(_HEADER, text)
-            for index, data in enumerate(packed):
-                archive.writestr(f"{index}.npy", data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_HEADER, text)
+        for index, data in enumerate(packed):
+            archive.writestr(f"{index}.npy", data)
     return path
 
 

@@ -87,9 +87,11 @@ def moments(draws: np.ndarray, log_weights: np.ndarray | None) -> dict[str, floa
 
 def render(renderable: Any, *, width: int = 120) -> str:
     """Return what a rich object looks like as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    text = io.StringIO()
+    # In a notebook rich would show the object itself and write nothing.
+    console = Console(file=text, width=width, color_system=None, legacy_windows=False, force_jupyter=False)
     console.print(renderable)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def _cell(column: str, row: dict[str, float]) -> str:

@@ -63,11 +63,11 @@ class Target:
             name = getattr(self.log_likelihood, "__name__", "target")
             object.__setattr__(self, "name", "target" if name == "<lambda>" else name)
 
-    def sample_priors(self, *_data: Array) -> dict[str, Array]:
+    def sample_priors(self, *_data: Any) -> dict[str, Array]:
         """The priors alone, as a NumPyro model."""
         return {name: numpyro.sample(name, prior) for name, prior in self.priors.items()}
 
-    def as_model(self, *data: Array) -> None:
+    def as_model(self, *data: Any) -> None:
         """The whole target as a NumPyro model; needs a likelihood written in JAX."""
         parameters = self.sample_priors()
         value = jnp.asarray(self.log_likelihood(parameters, *data))

@@ -318,7 +318,7 @@ def test_bad_settings_name_themselves(settings):
 
 def test_call_limit_is_a_problem(key):
     posterior = qbs.fit(*_flat(_CASES["normal-normal"]), method=Dynesty(num_live=200, max_calls=400), key=key)
-    assert any("stopped short" in problem for problem in posterior.problems)
+    assert posterior.problems[0].startswith("Stopped by max_calls = 400 after")
     assert posterior.num_likelihood_calls < 800
 
 
@@ -360,3 +360,26 @@ def test_interrupt_of_a_python_likelihood(key):
     posterior = qbs.fit(target, method=FAST, key=key)
     assert posterior.problems[0].startswith("Interrupted after")
     assert 800 <= posterior.num_likelihood_calls <= 900
+
+
+@pytest.mark.parametrize("num_live", [50, 500])
+def test_impossible_data_are_named(num_live, key):
+    with pytest.raises(qbs.errors.LikelihoodError, match=r"-inf at all of .*data array 0 .* holds 1 NaN"):
+        qbs.fit(normal_normal, np.array([1.0, np.nan]), method=Dynesty(num_live=num_live), key=key)
+
+
+def test_too_few_live_points(key):
+    with pytest.raises(ValueError, match="num_live is 2; in 1 dimensions it must be above 2"):
+        qbs.fit(*_flat(_CASES["normal-normal"]), method=Dynesty(num_live=2), key=key)
+
+
+def test_data_of_a_python_likelihood_are_on_record(key):
+    def log_likelihood(p, y):
+        return -0.5 * math.fsum((float(p["x"]) - value) ** 2 for value in y)
+
+    target = qbs.Target(log_likelihood, {"x": dist.Normal(0, 1)})
+    first, other = (
+        qbs.fit(target, y, method=Dynesty(num_live=50, dlogz=1.0), key=key) for y in (np.zeros(2), np.ones(2))
+    )
+    assert first.provenance["data_sha256"] != other.provenance["data_sha256"]
+    assert first.log_evidence != other.log_evidence

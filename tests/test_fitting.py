@@ -104,3 +104,10 @@ def test_draws_outlive_saving(key, tmp_path):
     np.testing.assert_array_equal(loaded.samples["theta"], posterior.samples["theta"])
     assert loaded.log_evidence == posterior.log_evidence
     assert repr(loaded) == repr(posterior)
+
+
+def test_a_model_that_observes_nothing_says_so(key):
+    posterior = qbs.fit(normal, None, method=COARSE, key=key)
+    assert "this is its prior" in posterior.problems[-1]
+    assert set(posterior.samples) == {"theta", "y"}
+    assert not qbs.fit(normal, Y, method=COARSE, key=key).problems[1:]

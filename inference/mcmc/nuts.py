@@ -17,7 +17,7 @@ from qbs.errors import LikelihoodError
 from qbs.inference.method import Method, Pacer, require_positive
 from qbs.model import BoundModel
 from qbs.posterior import Posterior, to_numpy
-from qbs.problem import Problem, require_continuous
+from qbs.problem import Problem, nonfinite_data, require_continuous
 from qbs.progress import ProgressLine
 
 _CAPACITY = 100  # draws a compiled block can hold
@@ -246,9 +246,7 @@ def _no_start(problem: Problem, key: Array) -> LikelihoodError:
         for is_bad, word in ((np.isnan, "NaN"), (np.isposinf, "+inf"), (np.isneginf, "-inf")):
             if count := int(np.sum(is_bad(values))):
                 said.append(f"site {name!r} is {word} at {count} of {_PRIOR_DRAWS} draws from the prior")
-    for index, array in enumerate(problem.bound.arrays):
-        if jnp.issubdtype(array.dtype, jnp.floating) and (count := int(jnp.sum(~jnp.isfinite(array)))):
-            said.append(f"data array {index} of shape {array.shape} holds {count} NaN or infinite values")
+    said += nonfinite_data(problem.bound)
     cause = "; ".join(said) if said else "each site is finite on its own, but the gradient is not"
     return LikelihoodError(
         f"the log density of {problem.name!r} is not finite at any of 100 starting points: {cause}. "

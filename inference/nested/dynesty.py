@@ -14,7 +14,6 @@ from dynesty.utils import LoglOutput, unitcheck
 from jaxtyping import Array
 
 from qbs.diagnostics import weight_problems
-from qbs.errors import LikelihoodError
 from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.problem import CubeProblem
 from qbs.posterior import Posterior
@@ -25,6 +24,8 @@ from qbs.progress import ProgressLine
 # Uniform draws from the bounding ellipsoids need no chain, so whole batches can be drawn ahead.
 # dynesty itself prefers chains from ten dimensions on.
 _MAX_UNIFORM_DIM = 9
+# Warnings of dynesty that a run is slow, or was stopped: the one is no reason to doubt it, the other is said.
+_NO_PROBLEM = ("inefficient", "stopped short")
 _MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
 
 
@@ -80,52 +81,59 @@ class Dynesty(Method):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             sampler = self._sampler(cube, key)
+            reporter = _Reporter(line, cube, self.num_live, self.dlogz)
             try:
                 sampler.run_nested(
-                    dlogz=self.dlogz,
-                    maxcall=self.max_calls,
-                    save_bounds=False,
-                    print_func=_Reporter(line, cube, self.num_live, self.dlogz),
+                    dlogz=self.dlogz, maxcall=self.max_calls, save_bounds=False, print_func=reporter
                 )
             except KeyboardInterrupt:
                 if sampler.it <= 2:
                     raise
                 interrupted = True
-                problems.append(self._stop_early(sampler))
-        # That a run is slow is no reason to doubt it; all else that dynesty warns of is.
+                sampler.run_nested(maxiter=-1, dlogz=self.dlogz, print_progress=False)  # add the live points
+        if interrupted or (self.max_calls and reporter.remaining > self.dlogz):
+            what = "Interrupted" if interrupted else f"Stopped by max_calls = {self.max_calls:,}"
+            problems.append(
+                f"{what} after {sampler.it - 1:,} iterations, with up to {reporter.remaining:.2g} nats of "
+                f"log evidence left to find (dlogz = {self.dlogz}): the draws so far are kept here; the "
+                "evidence counts the live points, and its error is too small."
+            )
         said = {str(warning.message) for warning in caught}
-        problems += sorted(f"dynesty: {text}" for text in said if "inefficient" not in text)
+        problems += sorted(
+            f"dynesty: {text}" for text in said if not any(word in text for word in _NO_PROBLEM)
+        )
         return self._posterior(sampler, cube, problems, is_interrupted=interrupted)
 
     def _sampler(self, cube: CubeProblem, key: Array) -> Any:
+        least = cube.dim + 1
+        if self.num_live <= least:
+            raise ValueError(
+                f"Dynesty: num_live is {self.num_live}; in {cube.dim} dimensions it must be above {least}"
+            )
         seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
         is_uniform = self.sample == "unif" or (self.sample == "auto" and cube.dim <= _MAX_UNIFORM_DIM)
         evaluator = _Evaluator(cube)
         stream = _Stream(cube, self.batch_size) if is_uniform else None
-        sampler = NestedSampler(
-            evaluator.one,
-            _identity,
-            cube.dim,
-            nlive=self.num_live,
-            bound=self.bound,
-            sample=_BatchedUniform(ndim=cube.dim, stream=stream) if is_uniform else self.sample,
-            rstate=np.random.default_rng(seed),
-            pool=evaluator,
-            queue_size=1,
-            use_pool={"propose_point": False, "update_bound": False, "prior_transform": False},
-        )
+        try:
+            sampler = NestedSampler(
+                evaluator.one,
+                _identity,
+                cube.dim,
+                nlive=self.num_live,
+                bound=self.bound,
+                sample=_BatchedUniform(ndim=cube.dim, stream=stream) if is_uniform else self.sample,
+                rstate=np.random.default_rng(seed),
+                pool=evaluator,
+                queue_size=1,
+                use_pool={"propose_point": False, "update_bound": False, "prior_transform": False},
+            )
+        except RuntimeError:
+            if cube.num_finite == 0:
+                raise cube.impossible() from None
+            raise
         if is_uniform:  # batches for the first phase too, which draws from the whole cube
             sampler.internal_sampler = sampler.internal_sampler_next
         return sampler
-
-    def _stop_early(self, sampler: Any) -> str:
-        remaining = _remaining(sampler)
-        sampler.run_nested(maxiter=-1, dlogz=self.dlogz, print_progress=False)
-        return (
-            f"Interrupted after {sampler.it - 1:,} iterations, with up to {remaining:.2f} nats of log "
-            f"evidence left to find (dlogz = {self.dlogz}): the draws so far are kept here; the evidence "
-            "counts the live points, and its error is too small."
-        )
 
     def _posterior(
         self, sampler: Any, cube: CubeProblem, problems: list[str], *, is_interrupted: bool
@@ -167,10 +175,7 @@ class _Evaluator:
         values = self._cube.log_likelihood(np.asarray(points))
         limit = _MAX_DRAWS_FOR_FIRST_POINT[self._cube.is_compiled]
         if self._cube.num_finite == 0 and self._cube.num_calls >= limit:
-            raise LikelihoodError(
-                f"the log likelihood is -inf at all of {self._cube.num_calls:,} draws from the prior: the "
-                "priors and the data exclude each other, or the likelihood is wrong"
-            )
+            raise self._cube.impossible()
         return [LoglOutput(float(value), blob_flag=False) for value in values]
 
 
@@ -228,19 +233,19 @@ class _BatchedUniform(UniformBoundSampler):
         )
 
 
-def _remaining(sampler: Any) -> float:
-    """Return the log evidence that the live points may still add, in nats."""
-    last_logz, last_logvol = sampler.saved_run["logz"][-1], sampler.saved_run["logvol"][-1]
-    return float(np.logaddexp(0, np.max(sampler.live_logl) + last_logvol - last_logz))
-
-
 class _Reporter:
     """Turns dynesty's report of an iteration into a line of progress with an ETA."""
 
     def __init__(self, line: ProgressLine, cube: CubeProblem, num_live: int, dlogz: float):
         self._line, self._cube, self._num_live, self._dlogz = line, cube, num_live, dlogz
+        self.remaining = math.inf  # nats of log evidence that the live points may still add
 
-    def __call__(self, result: Any, iteration: int, _calls: int, **_: Any) -> None:
+    def __call__(
+        self, result: Any, iteration: int, _calls: int, *, add_live_it: int | None = None, **_: Any
+    ) -> None:
+        if add_live_it is not None:
+            return
+        self.remaining = float(result.delta_logz)
         if self._line.is_due and iteration > 1:  # the first has no evidence to speak of
             self._line.update(
                 f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from qbs.errors import LikelihoodError
 from qbs.model import BoundModel
-from qbs.problem import Problem, describe
+from qbs.problem import Problem, describe, nonfinite_data
 from qbs.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
 
 _CHUNK = 1024  # points whose values are computed in one call
@@ -53,6 +53,16 @@ class CubeProblem:
                 f"{describe(parameters)}: return -jnp.inf where parameters are impossible, and mend the rest"
             )
         return values
+
+    def impossible(self) -> LikelihoodError:
+        """Return the error for a likelihood that is zero wherever it was tried."""
+        causes = "; ".join(nonfinite_data(self._problem.bound)) or (
+            "the priors and the data exclude each other, or the likelihood is wrong"
+        )
+        return LikelihoodError(
+            f"the log likelihood of {self._problem.name!r} is -inf at all of {self.num_calls:,} draws from "
+            f"the prior: {causes}"
+        )
 
     def parameters(self, points: np.ndarray) -> list[dict[str, Any]]:
         """Return the latent values at points of the cube, one dictionary a point."""

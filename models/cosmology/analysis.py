@@ -64,7 +64,7 @@ class Analysis:
 
     def __init__(
         self,
-        model: str = "CPL",
+        model: str = "LCDM",
         data: str | Iterable[str] = ("cc", "desi_dr2", "bbn"),
         *,
         priors: Mapping[str, Any] | None = None,
@@ -102,6 +102,12 @@ class Analysis:
     def parameters(self) -> tuple[str, ...]:
         """The names of the sampled parameters, in the order Om, Obh2, h, hrd, w, wa, Ok."""
         return tuple(self.priors)
+
+    def prior_range(self, name: str) -> tuple[float | None, float | None]:
+        """Return the lower and upper end of a sampled parameter's prior; None on a side without one."""
+        support = self.priors[name].support
+        low, high = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+        return (None if low is None else float(low), None if high is None else float(high))
 
     def cosmology(self, params: Mapping[str, ArrayLike]) -> Cosmology:
         """Return the background at a point.

@@ -1,7 +1,8 @@
 """Figures of a run: parameter constraints, H(z) and BAO distances with posterior bands and data."""
 
-import os
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbs.atomic import replacing
 from qbs.errors import MissingExtraError
 from qbs.models.cosmology.background import (
     hubble,
@@ -63,9 +65,8 @@ def write_figures(results: Mapping[str, ModelResult], folder: Path, formats: tup
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(temporary, dpi=160, bbox_inches="tight")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=160, bbox_inches="tight")
     return path
 
 
@@ -84,41 +85,63 @@ def _heavy(result: ModelResult) -> np.ndarray:
 def corner_figure(results: Mapping[str, ModelResult]) -> "Figure":
     """Return GetDist's triangle plot of the sampled parameters, all models over one another."""
     try:
-        from getdist import MCSamples, chains, plots
+        import getdist
     except ImportError as error:
         raise MissingExtraError("the corner plot needs GetDist: pip install 'qbs-jax[cosmology]'") from error
+    with _without_asides(getdist.chains):
+        return _triangle(results)
+
+
+@contextlib.contextmanager
+def _without_asides(chains: Any) -> Iterator[None]:
+    """Keep GetDist from printing and logging what is normal for the weights of nested sampling."""
+    loud, disabled = chains.print_load_details, logging.root.manager.disable
+    chains.print_load_details = False
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        chains.print_load_details = loud
+        logging.disable(disabled)
+
+
+def _triangle(results: Mapping[str, ModelResult]) -> "Figure":
+    from getdist import plots
+
     sampled = {name for result in results.values() for name in result.analysis.parameters}
     shown = [name for name in PARAMETERS if name in sampled]
-    chains.print_load_details = False
-    overlaid = []
-    for name, result in results.items():
-        posterior = result.posterior
-        heavy = _heavy(result)
-        keys = [key for key in shown if key in posterior.samples]
-        overlaid.append(
-            MCSamples(
-                samples=np.column_stack([posterior.samples[key].ravel()[heavy] for key in keys]),
-                weights=posterior.weights.ravel()[heavy],
-                names=keys,
-                labels=[PARAMETERS[key].label + _unit_latex(key) for key in keys],
-                ranges={key: _prior_range(result, key) for key in keys},
-                label=name,
-                settings={"mult_bias_correction_order": 1, "smooth_scale_2D": -1},
-            )
-        )
+    chains = [
+        _chain(result, [name for name in shown if name in result.posterior.samples])
+        for result in results.values()
+    ]
     plotter = plots.get_subplot_plotter(width_inch=max(4.0, 1.9 * len(shown)))
     plotter.settings.axes_fontsize = 9
     plotter.settings.axes_labelsize = 12
     plotter.settings.legend_fontsize = 12
     plotter.triangle_plot(
-        overlaid[::-1],  # the first model, often the tightest, on top
+        chains[::-1],  # the first model, often the tightest, on top
         shown,
         filled=True,
-        contour_colors=list(_COLOURS[: len(overlaid)])[::-1],
+        contour_colors=list(_COLOURS[: len(chains)])[::-1],
         legend_labels=list(results)[::-1],
         legend_loc="upper right",
     )
     return plotter.fig
+
+
+def _chain(result: ModelResult, names: list[str]) -> Any:
+    from getdist import MCSamples
+
+    heavy = _heavy(result)
+    return MCSamples(
+        samples=np.column_stack([result.posterior.samples[name].ravel()[heavy] for name in names]),
+        weights=result.posterior.weights.ravel()[heavy],
+        names=names,
+        labels=[PARAMETERS[name].label + _unit_latex(name) for name in names],
+        ranges={name: result.analysis.prior_range(name) for name in names},
+        label=result.name,
+        settings={"mult_bias_correction_order": 1, "smooth_scale_2D": -1},
+    )
 
 
 def hubble_figure(results: Mapping[str, ModelResult], data: CosmicChronometers) -> "Figure":
@@ -212,9 +235,3 @@ def _points(axes: "Axes", x: np.ndarray, y: np.ndarray, errors: np.ndarray, labe
 def _unit_latex(name: str) -> str:
     unit = {**DERIVED, **PARAMETERS}[name].unit
     return rf"\;[\mathrm{{{unit}}}]" if unit else ""
-
-
-def _prior_range(result: ModelResult, name: str) -> tuple[float | None, float | None]:
-    support = result.analysis.priors[name].support
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    return (None if low is None else float(low), None if high is None else float(high))

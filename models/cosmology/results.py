@@ -92,7 +92,7 @@ def _best_fit(analysis: Analysis, posterior: Posterior) -> dict[str, float]:
     scale = np.array([float(posterior.sd(name)) or 1.0 for name in names])
     with jax.enable_x64(True):
         limits = [
-            tuple((float(end) - s) / w for end in _limits(analysis, name))
+            tuple(None if end is None else (end - s) / w for end in analysis.prior_range(name))
             for name, s, w in zip(names, start, scale, strict=True)
         ]
 
@@ -112,12 +112,6 @@ def _best_fit(analysis: Analysis, posterior: Posterior) -> dict[str, float]:
         values = start + scale * (found.x if improved else 0.0)
         best = dict(zip(names, map(float, values), strict=True))
         return best | {name: float(value) for name, value in jax.jit(analysis.derived)(best).items()}
-
-
-def _limits(analysis: Analysis, name: str) -> tuple[float, float]:
-    support = analysis.priors[name].support
-    low = getattr(support, "lower_bound", -math.inf)
-    return float(low), float(getattr(support, "upper_bound", math.inf))
 
 
 def log_bayes_factors(results: Mapping[str, ModelResult]) -> dict[str, tuple[float, float]]:

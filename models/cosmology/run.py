@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from qbs.atomic import replacing
 from qbs.errors import PosteriorFileError, RunFileError
 from qbs.inference.fitting import fit
 from qbs.models.cosmology.analysis import Analysis
@@ -47,10 +47,14 @@ def analyses(run_file: RunFile) -> dict[str, Analysis]:
                 f"priors: {parameter} is not a parameter of {', '.join(used)} with these data; "
                 f"accepted: {', '.join(every)}"
             )
-    return {
+    problems = {
         name: build(name, {key: prior for key, prior in run_file.priors.items() if key in names})
         for name, names in used.items()
     }
+    for name, analysis in problems.items():
+        if not analysis.parameters:
+            raise RunFileError(f"priors: every parameter of {name} is fixed, so there is nothing to fit")
+    return problems
 
 
 def carry_out(
@@ -78,7 +82,10 @@ def carry_out(
         interrupts.
     """
     folder = run_file.output
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFileError(f"output: cannot make the folder {folder}: {error.strerror}") from error
     results: dict[str, ModelResult] = {}
     for name, analysis in problems.items():
         path = folder / f"{name}.qbs"
@@ -140,20 +147,17 @@ def _write(run_file: RunFile, results: dict[str, ModelResult], tell: Tell) -> No
     folder = run_file.output
     labels = {name: parameter.label for name, parameter in {**DERIVED, **PARAMETERS}.items()}
     for name, result in results.items():
-        result.posterior.to_getdist(folder / name, labels=labels, ranges=_ranges(result.analysis))
+        result.posterior.to_getdist(
+            folder / name,
+            labels=labels,
+            ranges={key: result.analysis.prior_range(key) for key in result.analysis.parameters},
+        )
     contents = results_as_dict(results, provenance_of_run(run_file))
-    _replace(folder / "results.json", json.dumps(contents, indent=2) + "\n")
+    with replacing(folder / "results.json") as path:
+        path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     tell(f"results: {folder / 'results.json'}; posteriors: {folder}/*.qbs; GetDist chains: {folder}/*_1.txt")
     figures = write_figures(results, folder, run_file.figures)
     tell("figures: " + ", ".join(str(path) for path in figures))
-
-
-def _ranges(analysis: Analysis) -> dict[str, tuple[float | None, float | None]]:
-    ranges: dict[str, tuple[float | None, float | None]] = {}
-    for name, prior in analysis.priors.items():
-        low, high = (getattr(prior.support, end, None) for end in ("lower_bound", "upper_bound"))
-        ranges[name] = (None if low is None else float(low), None if high is None else float(high))
-    return ranges
 
 
 def provenance_of_run(run_file: RunFile) -> dict[str, Any]:
@@ -167,9 +171,3 @@ def provenance_of_run(run_file: RunFile) -> dict[str, Any]:
         "seed": run_file.seed,
         "versions": versions(),
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

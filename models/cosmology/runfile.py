@@ -130,7 +130,7 @@ class _Reader:
             "method": self._method,
             "seed": self._seed,
             "figures": lambda key: self._names(key, FIGURE_FORMATS, "figure format"),
-            "output": lambda key: Path(self._text(key)),
+            "output": lambda key: Path(self._text(key)).expanduser(),
         }
         for key in self._tree:
             if key not in readers:
@@ -172,7 +172,7 @@ class _Reader:
     def _folder(self, key: str) -> Path | None:
         if self._tree[key] is None:
             return None
-        folder = Path(self._text(key))
+        folder = Path(self._text(key)).expanduser()
         if not folder.is_dir():
             self._fail(key, f"`{key}`: there is no folder {folder}")
         return folder
