@@ -1,5 +1,7 @@
 """What `qbs.fit` asks of a method, and the pacing of long loops that all methods share."""
 
+import math
+import numbers
 import time
 from typing import ClassVar
 
@@ -56,9 +58,10 @@ class Pacer:
 
 def require_positive(settings: eqx.Module, *names: str, whole: bool = False) -> None:
     """Raise `ValueError` naming the first of the settings that is not a positive (whole) number."""
-    kinds = (int,) if whole else (int, float)
+    kind_of_number = numbers.Integral if whole else numbers.Real
     for name in names:
         value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        is_number = isinstance(value, kind_of_number) and not isinstance(value, bool)
+        if not (is_number and 0 < value < math.inf):
             kind = "a whole number above 0" if whole else "a number above 0"
             raise ValueError(f"{type(settings).__name__}: {name} must be {kind}, not {value!r}")
