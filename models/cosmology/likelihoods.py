@@ -6,6 +6,7 @@ the matrices are float64 NumPy constants prepared once. A cosmology that does no
 D_M <= 0 on the way to the data) has a chi2 of inf and a log likelihood of -inf, with a zero gradient.
 """
 
+import abc
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -164,7 +165,33 @@ class DesiBAO(Likelihood):
         return jnp.sum((ambient_array(self.whitening) @ residuals) ** 2)
 
 
-class BBN(Likelihood):
+class _MeasuredNumber(Likelihood):
+    """Gaussian constraint on one positive number: what the classes below share."""
+
+    data: Float[np.ndarray, " num_points"]
+    errors: Float[np.ndarray, " num_points"]
+
+    @classmethod
+    def load(cls, data_path: DataPath = None) -> "_MeasuredNumber":
+        """Return the likelihood of the published value; `data_path` is not read."""
+        del data_path
+        table = cls._table()
+        return cls(data=np.array([table.value]), errors=np.array([table.error]))
+
+    @staticmethod
+    @abc.abstractmethod
+    def _table() -> tables.GaussianMeasurement:
+        """Return the measured value."""
+
+    def _is_physical(self, cosmology: Cosmology, sound_horizon: Array) -> Bool[Array, ""]:
+        return _is_positive(self.theory(cosmology, sound_horizon)[0])
+
+    def _chi2(self, cosmology: Cosmology, sound_horizon: Array) -> Float[Array, ""]:
+        residuals = self.theory(cosmology, sound_horizon) - ambient_array(self.data)
+        return jnp.sum((residuals / ambient_array(self.errors)) ** 2)
+
+
+class BBN(_MeasuredNumber):
     """Gaussian constraint on Obh2 from primordial abundances.
 
     References:
@@ -176,15 +203,7 @@ class BBN(Likelihood):
     citation: ClassVar[str] = "Schoneberg (2024), arXiv:2401.15054"
     parameters: ClassVar[tuple[str, ...]] = ("Obh2",)
 
-    data: Float[np.ndarray, " num_points"]
-    errors: Float[np.ndarray, " num_points"]
-
-    @classmethod
-    def load(cls, data_path: DataPath = None) -> "BBN":
-        """Return the likelihood of `tables.bbn`; `data_path` is not read."""
-        del data_path
-        table = tables.bbn()
-        return cls(data=np.array([table.value]), errors=np.array([table.error]))
+    _table = staticmethod(tables.bbn)
 
     def theory(
         self, cosmology: Cosmology, sound_horizon: Num[ArrayLike, ""] | None = None
@@ -193,16 +212,8 @@ class BBN(Likelihood):
         del sound_horizon
         return jnp.asarray(cosmology.Obh2)[None]
 
-    def _is_physical(self, cosmology: Cosmology, sound_horizon: Array) -> Bool[Array, ""]:
-        del sound_horizon
-        return _is_positive(cosmology.Obh2)
 
-    def _chi2(self, cosmology: Cosmology, sound_horizon: Array) -> Float[Array, ""]:
-        residuals = self.theory(cosmology, sound_horizon) - ambient_array(self.data)
-        return jnp.sum((residuals / ambient_array(self.errors)) ** 2)
-
-
-class LocalH0(Likelihood):
+class LocalH0(_MeasuredNumber):
     """Gaussian constraint on H0 = 100 h [km/s/Mpc] from the SH0ES distance ladder.
 
     References:
@@ -214,15 +225,7 @@ class LocalH0(Likelihood):
     citation: ClassVar[str] = "Riess et al. (2022), arXiv:2112.04510"
     parameters: ClassVar[tuple[str, ...]] = ("h",)
 
-    data: Float[np.ndarray, " num_points"]
-    errors: Float[np.ndarray, " num_points"]
-
-    @classmethod
-    def load(cls, data_path: DataPath = None) -> "LocalH0":
-        """Return the likelihood of `tables.sh0es`; `data_path` is not read."""
-        del data_path
-        table = tables.sh0es()
-        return cls(data=np.array([table.value]), errors=np.array([table.error]))
+    _table = staticmethod(tables.sh0es)
 
     def theory(
         self, cosmology: Cosmology, sound_horizon: Num[ArrayLike, ""] | None = None
@@ -230,14 +233,6 @@ class LocalH0(Likelihood):
         """Return H0 [km/s/Mpc]; the sound horizon is not read."""
         del sound_horizon
         return jnp.asarray(100.0 * cosmology.h)[None]
-
-    def _is_physical(self, cosmology: Cosmology, sound_horizon: Array) -> Bool[Array, ""]:
-        del sound_horizon
-        return _is_positive(cosmology.h)
-
-    def _chi2(self, cosmology: Cosmology, sound_horizon: Array) -> Float[Array, ""]:
-        residuals = self.theory(cosmology, sound_horizon) - ambient_array(self.data)
-        return jnp.sum((residuals / ambient_array(self.errors)) ** 2)
 
 
 _cosmic_chronometers = functools.lru_cache(maxsize=2)(CosmicChronometers.from_table)
