@@ -1,6 +1,7 @@
 """The package list, the links, the versions and the direction of imports."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -144,3 +145,12 @@ def test_import_reader(tmp_path, source, module, expected):
     path = tmp_path / "a.py"
     path.write_text(source)
     assert [name for _, name in imports(path, module)] == expected
+
+
+def test_notebooks_carry_no_output():
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert not cell.get("outputs"), f"{path.name} holds output: clear it before committing"
+            assert cell.get("execution_count") is None, path.name
