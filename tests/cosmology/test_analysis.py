@@ -48,7 +48,7 @@ def test_what_is_sampled(model, data, horizon, expected):
 
 def test_defaults_and_identity():
     analysis, other = Analysis(), Analysis()
-    assert (analysis.model, analysis.data) == ("CPL", ("cc", "desi_dr2", "bbn"))
+    assert (analysis.model, analysis.data) == ("LCDM", ("cc", "desi_dr2", "bbn"))
     assert analysis != other
     assert len({analysis, other, analysis}) == 2
     assert analysis.numpyro_model == analysis.numpyro_model
