@@ -27,3 +27,7 @@ class PosteriorFileError(QbsError, ValueError):
 
 class MissingExtraError(QbsError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""
+
+
+class ProgramError(QbsError, ValueError):
+    """A program cannot be traced or interpreted; the message names the site or the JAX primitive."""

@@ -87,7 +87,7 @@ def test_lazy_subpackage(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("qbs.nonsense", "it has Posterior"),
+        ("qbs.nonsense", "it has Particles"),
         ("qbs.posterier", "did you mean 'qbs.Posterior'"),
         ("qbs.inference.nonsense", "it has mcmc, nested"),
         ("qbs.models.nonsense", "it has cosmology"),

@@ -1,0 +1,135 @@
+"""The two effects of a program, `sample` and `score`, as JAX primitives.
+
+Tracing a function that calls `sample` and `score` gives a jaxpr in which these calls stand as equations. They
+mean nothing by themselves: a semantics (`qbs.run`, `qbs.log_density`, `qbs.enumerate`) interprets them.
+A third primitive, `note`, gives a value a name in the trace and changes nothing.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.interpreters import batching, mlir
+from jaxtyping import Array, ArrayLike
+from numpyro.distributions.batch_util import promote_batch_shape
+
+from qbs.errors import ProgramError
+
+sample_p = jex.core.Primitive("sample")
+score_p = jex.core.Primitive("score")
+note_p = jex.core.Primitive("note")
+
+EFFECTS = frozenset({sample_p, score_p, note_p})
+
+
+def sample(name: str, distribution: dist.Distribution) -> Array:
+    """Draw a value from a distribution, as an effect of the program that is being traced.
+
+    Args:
+        name: The name of the site in the trace; unique in the program.
+        distribution: A NumPyro distribution.
+
+    Returns:
+        A value of the distribution's batch and event shape.
+
+    Raises:
+        ProgramError: If it is called outside a program.
+    """
+    leaves, structure = jax.tree.flatten(distribution)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+
+    def draw(key: Array, *leaves: Array) -> Array:
+        return jax.tree.unflatten(structure, leaves).sample(key)
+
+    drawn = jax.eval_shape(draw, jax.random.key(0), *leaves)
+    return sample_p.bind(
+        *leaves, structure=structure, name=name, shape=drawn.shape, dtype=drawn.dtype, axes=()
+    )
+
+
+def score(log_weight: ArrayLike, *, name: str = "score") -> None:
+    """Multiply the weight of the run by `exp(log_weight)`, as an effect of the program that is being traced.
+
+    Args:
+        log_weight: A scalar, in nats; `-inf` rejects the run.
+        name: What messages and suspension points call it.
+
+    Raises:
+        ProgramError: If it is called outside a program.
+        ValueError: If the log weight is not a scalar.
+    """
+    value = jnp.asarray(log_weight, dtype=float)
+    if value.shape != ():
+        raise ValueError(
+            f"score {name!r}: the log weight must be a scalar, not of shape {value.shape}: sum it"
+        )
+    score_p.bind(value, name=name)
+
+
+def note(name: str, value: ArrayLike) -> Array:
+    """Give a value a name in the trace of the program that is being traced; the value is unchanged."""
+    return note_p.bind(jnp.asarray(value), name=name)
+
+
+def _outside(primitive: Any, *_: Any, name: str, **__: Any) -> Any:
+    raise ProgramError(
+        f"{primitive} {name!r} was reached outside a program: give the function to qbs.reify or qbs.Program, "
+        "and run that with qbs.run"
+    )
+
+
+def _sample_shape(*_: Any, shape: Any, dtype: Any, axes: Any, **__: Any) -> Any:
+    return jax.core.ShapedArray(tuple(size for size, _ in axes) + shape, dtype)
+
+
+def _batch_sample(operands: Any, dims: Any, *, axes: Any, **settings: Any) -> Any:
+    """Add an axis of independent draws: what `jax.vmap` means for a random choice."""
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    where = tuple(None if d is None else d for d in dims)
+    return sample_p.bind(*operands, axes=((size, where), *axes), **settings), 0
+
+
+def _batch_score(operands: Any, dims: Any, *, name: str) -> Any:
+    (log_weights,), (axis,) = operands, dims
+    score_p.bind(jnp.sum(log_weights, axis), name=name)
+    return log_weights, axis
+
+
+def _batch_note(operands: Any, dims: Any, *, name: str) -> Any:
+    (value,), (axis,) = operands, dims
+    return note_p.bind(jnp.moveaxis(value, axis, 0), name=name), 0
+
+
+sample_p.def_abstract_eval(_sample_shape)
+score_p.def_abstract_eval(lambda value, **_: value)
+note_p.def_abstract_eval(lambda value, **_: value)
+for primitive, batch in ((sample_p, _batch_sample), (score_p, _batch_score), (note_p, _batch_note)):
+    batching.primitive_batchers[primitive] = batch
+    primitive.def_impl(partial(_outside, primitive))
+    mlir.register_lowering(primitive, partial(_outside, primitive))
+
+
+def batched_distribution(leaves: list, structure: Any, axes: Any) -> dist.Distribution:
+    """Rebuild the distribution of a sample equation, its batch axes in front of its own.
+
+    Args:
+        leaves: The operands of the equation.
+        structure: How they make a distribution.
+        axes: The batch axes, outermost first: a size, and for each leaf the position of that axis in the
+            leaf that is left when the axes before it are taken away.
+    """
+    for depth, (size, where) in enumerate(axes):
+        if all(position is None for position in where):  # independent draws of one distribution
+            first = jnp.expand_dims(leaves[0], depth)
+            shape = (*first.shape[:depth], size, *first.shape[depth + 1 :])
+            leaves = [jnp.broadcast_to(first, shape), *[jnp.expand_dims(leaf, depth) for leaf in leaves[1:]]]
+            continue
+        leaves = [
+            jnp.expand_dims(leaf, depth) if position is None else jnp.moveaxis(leaf, position + depth, depth)
+            for leaf, position in zip(leaves, where, strict=True)
+        ]
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    return promote_batch_shape(rebuilt) if axes else rebuilt

@@ -1,0 +1,206 @@
+"""Walk the jaxpr of a program, giving its `sample` and `score` equations a meaning.
+
+A semantics is an object with the methods `sample`, `score` and `untaken`, and a state that is threaded
+through the program: through scans, branches and nested calls. Values that belong to single sites (a given
+trace on the way in, the recorded trace on the way out) are dictionaries by site name; inside a scan they
+have a leading time axis. Equations without effects are evaluated as they are. What cannot be interpreted is
+an error, never a wrong answer.
+"""
+
+import abc
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from qbs.effects import EFFECTS, batched_distribution, note_p, sample_p, score_p
+from qbs.errors import ProgramError
+
+Jaxpr = jex.core.Jaxpr
+Values = dict[str, Any]
+
+
+class Semantics(abc.ABC):
+    """What gives the effects of a program a meaning."""
+
+    @abc.abstractmethod
+    def sample(self, state: Any, name: str, distribution: Any, given: Any) -> tuple[Array, Any]:
+        """Return the value of a site, and the state after it."""
+
+    @abc.abstractmethod
+    def score(self, state: Any, name: str, log_weight: Any) -> Any:
+        """Return the state after a score."""
+
+    def untaken(self, state: Any, name: str, given: Any) -> Any:  # noqa: ARG002
+        """Return the state after a branch that passes by a site which stands in another branch."""
+        return state
+
+
+class Interpreted(NamedTuple):
+    """The result of a walk: output values, the state, and the values of sites and notes by name."""
+
+    outputs: list[Any]
+    state: Any
+    trace: Values
+
+
+def interpret(
+    jaxpr: Jaxpr, consts: list, operands: list, semantics: Semantics, state: Any, given: Values
+) -> Interpreted:
+    """Evaluate a jaxpr under a semantics.
+
+    Args:
+        jaxpr: The program.
+        consts: Values of its constants.
+        operands: Values of its inputs.
+        semantics: The meaning of `sample` and `score`.
+        state: What the semantics threads through the program; a pytree of arrays.
+        given: Values by site name, handed to `semantics.sample`.
+
+    Raises:
+        ProgramError: If an equation with effects inside cannot be interpreted; it names the primitive.
+    """
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, operands, strict=True))
+    trace: Values = {}
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, jex.core.Literal) else env[variable]
+
+    for equation in jaxpr.eqns:
+        values = [read(variable) for variable in equation.invars]
+        outputs, state, emitted = _evaluate(equation, values, semantics, state, given)
+        trace.update(emitted)
+        env.update(zip(equation.outvars, outputs, strict=True))
+    return Interpreted([read(variable) for variable in jaxpr.outvars], state, trace)
+
+
+def _evaluate(
+    equation: Any, values: list, semantics: Semantics, state: Any, given: Values
+) -> tuple[list, Any, dict[str, Any]]:
+    primitive, settings = equation.primitive, equation.params
+    if primitive is sample_p:
+        name = settings["name"]
+        distribution = batched_distribution(values, settings["structure"], settings["axes"])
+        value, state = semantics.sample(state, name, distribution, given.get(name))
+        shape = equation.outvars[0].aval.shape
+        if jnp.shape(value) != shape:
+            raise ProgramError(
+                f"site {name!r} has shape {shape}; the value given for it has {jnp.shape(value)}"
+            )
+        return [value], state, {name: value}
+    if primitive is score_p:
+        return values, semantics.score(state, settings["name"], values[0]), {}
+    if primitive is note_p:
+        return values, state, {settings["name"]: values[0]}
+    if not has_effects(equation):
+        result = primitive.bind(*values, **primitive.get_bind_params(settings))
+        return list(result) if primitive.multiple_results else [result], state, {}
+    rule = _RULES.get(primitive.name)
+    if rule is None:
+        names = ", ".join(repr(name) for name in effect_names(equation))
+        raise ProgramError(
+            f"qbs cannot interpret the JAX primitive {primitive.name!r} around {names}: draw and score "
+            "outside of it, or use lax.scan, lax.cond, jax.vmap or jax.jit"
+        )
+    return rule(equation, values, semantics, state, given)
+
+
+def _call(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
+    inner = next(iter(inner_jaxprs(equation)))
+    return interpret(*_open(inner), values, semantics, state, given)
+
+
+def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
+    settings = equation.params
+    num_consts, num_carry = settings["num_consts"], settings["num_carry"]
+    consts, carry, xs = (
+        values[:num_consts],
+        values[num_consts : num_consts + num_carry],
+        values[num_consts + num_carry :],
+    )
+    own = {name: value for name, value in given.items() if name in set(effect_names(equation))}
+
+    def body(loop: tuple[Any, list], inputs: tuple[list, Values]) -> Any:
+        state, carry = loop
+        step, step_given = inputs
+        walked = interpret(*_open(settings["jaxpr"]), [*consts, *carry, *step], semantics, state, step_given)
+        outputs = walked.outputs
+        return (walked.state, outputs[:num_carry]), (outputs[num_carry:], walked.trace)
+
+    (state, carry), (ys, trace) = lax.scan(
+        body,
+        (state, carry),
+        (xs, own),
+        length=settings["length"],
+        reverse=settings["reverse"],
+        unroll=settings["unroll"],
+    )
+    return [*carry, *ys], state, trace
+
+
+def _cond(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
+    index, *operands = values
+    branches = equation.params["branches"]
+
+    def walk(branch: Any, state: Any, operands: list, given: Values) -> Interpreted:
+        return interpret(*_open(branch), operands, semantics, state, given)
+
+    shapes: dict[str, Any] = {}
+    for branch in branches:
+        for name, found in jax.eval_shape(
+            lambda *a, b=branch: walk(b, *a), state, operands, given
+        ).trace.items():
+            if shapes.setdefault(name, found) != found:
+                raise ProgramError(f"site {name!r} has different shapes in the branches of a lax.cond")
+
+    def take(branch: Any) -> Any:
+        def taken(state: Any, operands: list, given: Values) -> Any:
+            walked = walk(branch, state, operands, given)
+            absent = {n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items() if n not in walked.trace}
+            state = walked.state
+            for name in absent:
+                state = semantics.untaken(state, name, given.get(name))
+            return walked.outputs, state, walked.trace | absent
+
+        return taken
+
+    return lax.switch(index, [take(branch) for branch in branches], state, operands, given)
+
+
+_RULES = {
+    "scan": _scan,
+    "cond": _cond,
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"), _call),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _call),
+}
+
+
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """Yield the jaxprs among the parameters of an equation."""
+    for parameter in equation.params.values():
+        for item in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(item, jex.core.ClosedJaxpr | Jaxpr):
+                yield item
+
+
+def effect_names(equation: Any) -> Iterator[str]:
+    """Yield the names of the sites, scores and notes in an equation and all that it calls."""
+    if equation.primitive in EFFECTS:
+        yield equation.params["name"]
+    for inner in inner_jaxprs(equation):
+        for deeper in _open(inner)[0].eqns:
+            yield from effect_names(deeper)
+
+
+def has_effects(equation: Any) -> bool:
+    """Whether there is a site, a score or a note in an equation or in what it calls."""
+    return next(effect_names(equation), None) is not None
+
+
+def _open(jaxpr: Any) -> tuple[Jaxpr, list]:
+    return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, jex.core.ClosedJaxpr) else (jaxpr, [])

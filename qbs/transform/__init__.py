@@ -1,0 +1,1 @@
+"""Transformations: from programs to programs that denote the same measure."""
