@@ -112,12 +112,12 @@ def _evaluate(
 
 def _call(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
     inner = next(iter(inner_jaxprs(equation)))
-    return interpret(*_open(inner), values, semantics, state, given)
+    return interpret(*open_jaxpr(inner), values, semantics, state, given)
 
 
 def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
     settings = equation.params
-    num_consts, num_carry = settings["num_consts"], settings["num_carry"]
+    num_consts, num_carry = scan_layout(equation)
     consts, carry, xs = (
         values[:num_consts],
         values[num_consts : num_consts + num_carry],
@@ -128,7 +128,9 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
     def body(loop: tuple[Any, list], inputs: tuple[list, Values]) -> Any:
         state, carry = loop
         step, step_given = inputs
-        walked = interpret(*_open(settings["jaxpr"]), [*consts, *carry, *step], semantics, state, step_given)
+        walked = interpret(
+            *open_jaxpr(settings["jaxpr"]), [*consts, *carry, *step], semantics, state, step_given
+        )
         outputs = walked.outputs
         return (walked.state, outputs[:num_carry]), (outputs[num_carry:], walked.trace)
 
@@ -148,7 +150,7 @@ def _cond(equation: Any, values: list, semantics: Semantics, state: Any, given: 
     branches = equation.params["branches"]
 
     def walk(branch: Any, state: Any, operands: list, given: Values) -> Interpreted:
-        return interpret(*_open(branch), operands, semantics, state, given)
+        return interpret(*open_jaxpr(branch), operands, semantics, state, given)
 
     shapes: dict[str, Any] = {}
     for branch in branches:
@@ -193,7 +195,7 @@ def effect_names(equation: Any) -> Iterator[str]:
     if equation.primitive in EFFECTS:
         yield equation.params["name"]
     for inner in inner_jaxprs(equation):
-        for deeper in _open(inner)[0].eqns:
+        for deeper in open_jaxpr(inner)[0].eqns:
             yield from effect_names(deeper)
 
 
@@ -202,5 +204,18 @@ def has_effects(equation: Any) -> bool:
     return next(effect_names(equation), None) is not None
 
 
-def _open(jaxpr: Any) -> tuple[Jaxpr, list]:
+def scan_layout(equation: Any) -> tuple[int, int]:
+    """Return how many operands of a scan are constants, and how many its carry."""
+    settings = equation.params
+    if "num_consts" in settings:
+        return settings["num_consts"], settings["num_carry"]
+    # From JAX 0.12 on, a scan keeps the trees of its operands instead of their number.
+    consts, carry, xs = (len(part.vals) for part in settings["ft_in"].unpack())
+    if consts + carry + xs != len(equation.invars):
+        raise ProgramError("qbs cannot read the scans of this version of JAX")
+    return consts, carry
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list]:
+    """Return a jaxpr and its constants, whether it is closed over them or not."""
     return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, jex.core.ClosedJaxpr) else (jaxpr, [])

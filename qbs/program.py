@@ -22,7 +22,7 @@ from numpyro.primitives import Messenger
 from qbs.captured import own_constants
 from qbs.effects import note, note_p, sample, sample_p, score
 from qbs.errors import ProgramError
-from qbs.interpreter import inner_jaxprs
+from qbs.interpreter import inner_jaxprs, open_jaxpr
 
 
 class Staged(NamedTuple):
@@ -97,11 +97,11 @@ def _require_unique(jaxpr: Any, seen: set[str], program: str) -> None:
         elif equation.primitive.name == "cond":  # one branch runs, so branches may share names
             found = [set(seen) for _ in equation.params["branches"]]
             for branch, names in zip(equation.params["branches"], found, strict=True):
-                _require_unique(branch.jaxpr, names, program)
+                _require_unique(open_jaxpr(branch)[0], names, program)
             seen.update(*found)
         else:
             for inner in inner_jaxprs(equation):
-                _require_unique(getattr(inner, "jaxpr", inner), seen, program)
+                _require_unique(open_jaxpr(inner)[0], seen, program)
 
 
 def reify(model: Callable) -> Program:

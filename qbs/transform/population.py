@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from qbs.effects import note_p, sample_p, score, score_p
 from qbs.errors import ProgramError
-from qbs.interpreter import effect_names, has_effects, inner_jaxprs
+from qbs.interpreter import effect_names, has_effects, inner_jaxprs, open_jaxpr, scan_layout
 from qbs.program import Program
 from qbs.transform.resampling import SCHEMES, Scheme
 
@@ -81,7 +81,7 @@ def population(
         settings = _Settings(num_particles, scheme, float(threshold), points, taken)
         cloud = _Cloud(settings, jnp.zeros(num_particles))
         operands = [_Value(operand, is_particle=False) for operand in staged.operands]
-        outputs = _walk(staged.jaxpr.jaxpr, list(staged.jaxpr.consts), operands, cloud)
+        outputs = _walk(*open_jaxpr(staged.jaxpr), operands, cloud)
         return Particles(staged.unflatten([cloud.spread(output) for output in outputs]), cloud.log_weights)
 
     return Program(run_all, f"population of {program.name}")
@@ -246,14 +246,14 @@ def _enter(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
         "custom_vjp_call",
     ):
         inner = next(iter(inner_jaxprs(equation)))
-        return _walk(getattr(inner, "jaxpr", inner), list(getattr(inner, "consts", [])), values, cloud)
+        return _walk(*open_jaxpr(inner), values, cloud)
     sites = ", ".join(map(repr, effect_names(equation)))
     raise ProgramError(f"qbs cannot run a population through the JAX primitive {name!r} around {sites}")
 
 
 def _scan(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
     settings = equation.params
-    num_consts, num_carry = settings["num_consts"], settings["num_carry"]
+    num_consts, num_carry = scan_layout(equation)
     consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
     xs = values[num_consts + num_carry :]
     # Constants that differ among particles must follow their ancestors, step by step.
@@ -278,10 +278,7 @@ def _scan(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
             *[_Value(array, is_particle=True) for array in state],
             *[_Value(array, is_particle=False) for array in step],
         ]
-        outputs = [
-            inside.spread(value)
-            for value in _walk(settings["jaxpr"].jaxpr, list(settings["jaxpr"].consts), operands, inside)
-        ]
+        outputs = [inside.spread(value) for value in _walk(*open_jaxpr(settings["jaxpr"]), operands, inside)]
         *frames, (ancestors,) = inside.frames
         return (inside.log_weights, frames, outputs[:num_carry]), (outputs[num_carry:], ancestors)
 
@@ -308,7 +305,7 @@ def _cond(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
         def taken(log_weights: Array, frames: Any, arrays: list[Array]) -> Any:
             inside = _Cloud(cloud.settings, log_weights, list(frames))
             own = [_Value(a, is_particle=v.is_particle) for a, v in zip(arrays, operands, strict=True)]
-            outputs = _walk(branch.jaxpr, list(branch.consts), own, inside)
+            outputs = _walk(*open_jaxpr(branch), own, inside)
             return inside.log_weights, inside.frames, [inside.spread(value) for value in outputs]
 
         return taken
