@@ -93,12 +93,11 @@ def fit(
 
 
 def _choose(problem: Problem) -> Method:
-    discrete = [repr(name) for name, site in problem.latent.items() if site.is_discrete]
     method: Method
-    if problem.black_box is None and not discrete:
+    if problem.black_box is None and problem.is_continuous:
         method, reason = NUTS(), "every latent site is continuous and has a gradient; no evidence"
     elif problem.black_box is None:
-        method, reason = Dynesty(), f"discrete: {', '.join(discrete)}"
+        method, reason = Dynesty(), f"discrete: {', '.join(map(repr, problem.discrete))}"
     else:
         method, reason = Dynesty(), "its likelihood is not written in JAX"
     print(f"qbs.fit: {problem.name!r} is fitted by {type(method).__name__} ({reason})", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Two things go wrong with it if nobody looks. Compiled code keeps the values it was traced with, so a model
 function that reads a global `y` would go on with the old `y` after a notebook cell sets a new one. And JAX
-(0.10 to 0.11) remembers the first form that a captured NumPy array took: traced once in float32, the array
+(0.10 to 0.12) remembers the first form that a captured NumPy array took: traced once in float32, the array
 is float32 in a later float64 trace as well, or the trace fails.
 
 So each binding gives the model its own views of what it captured (`own_constants`), and keys compiled code

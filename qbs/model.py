@@ -320,3 +320,16 @@ def require_latents(latent: Mapping[str, Site], name: str) -> None:
             f"the model {name!r} has no latent sites: every numpyro.sample statement is observed, "
             "so there is nothing to infer (is an obs= argument passed that should be None?)"
         )
+
+
+def unmasked(fn: dist.Distribution) -> dist.Distribution:
+    """Return the distribution that draws come from, where a mask changes only its density."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return unmasked(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        inner = unmasked(fn.base_dist)
+        return fn if inner is fn.base_dist else inner.to_event(fn.event_dim - inner.event_dim)
+    if isinstance(fn, dist.ExpandedDistribution):
+        inner = unmasked(fn.base_dist)
+        return fn if inner is fn.base_dist else inner.expand(fn.batch_shape)
+    return fn

@@ -40,7 +40,12 @@ class Problem:
     @property
     def is_continuous(self) -> bool:
         """Whether every latent site is continuous."""
-        return not any(site.is_discrete for site in self.latent.values())
+        return not self.discrete
+
+    @property
+    def discrete(self) -> list[str]:
+        """The names of the discrete latent sites."""
+        return [name for name, site in self.latent.items() if site.is_discrete]
 
     def in_order(self, values: Mapping[str, T]) -> tuple[dict[str, T], tuple[str, ...]]:
         """Sort named values: latent sites in the order of the model, then the rest, whose names follow."""
@@ -132,10 +137,9 @@ def require_continuous(problem: Problem, method: str) -> None:
             f"{method} needs gradients, and log_likelihood of {problem.name!r} is not written in JAX: use "
             "jax.numpy in it, or method=qbs.inference.nested.Dynesty()"
         )
-    discrete = [name for name, site in problem.latent.items() if site.is_discrete]
-    if discrete:
+    if not problem.is_continuous:
         raise ModelError(
-            f"{method} needs continuous latent sites, and {', '.join(map(repr, discrete))} of "
+            f"{method} needs continuous latent sites, and {', '.join(map(repr, problem.discrete))} of "
             f"{problem.name!r} is discrete: sum it out, or use method=qbs.inference.nested.Dynesty()"
         )
 

@@ -23,6 +23,7 @@ from qbs.captured import own_constants
 from qbs.effects import note, note_p, sample, sample_p, score
 from qbs.errors import ProgramError
 from qbs.interpreter import inner_jaxprs, open_jaxpr
+from qbs.model import unmasked
 
 
 class Staged(NamedTuple):
@@ -154,24 +155,12 @@ def _reify_site(msg: dict[str, Any]) -> None:
         score(jnp.sum(scale * log_prob if scaled else log_prob), name=name)
         return
     shape = tuple(msg["kwargs"].get("sample_shape", ()))
-    plain = _unmasked(fn)
+    plain = unmasked(fn)
     msg["value"] = sample(name, plain.expand_by(list(shape)) if shape else plain)
     if scaled or plain is not fn:  # what the handler adds to the prior that the value is drawn from
         log_prob = fn.log_prob(msg["value"])
         wanted = scale * log_prob if scaled else log_prob
         score(jnp.sum(wanted) - jnp.sum(plain.log_prob(msg["value"])), name=name)
-
-
-def _unmasked(fn: dist.Distribution) -> dist.Distribution:
-    if isinstance(fn, dist.MaskedDistribution):
-        return _unmasked(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        inner = _unmasked(fn.base_dist)
-        return fn if inner is fn.base_dist else inner.to_event(fn.event_dim - inner.event_dim)
-    if isinstance(fn, dist.ExpandedDistribution):
-        inner = _unmasked(fn.base_dist)
-        return fn if inner is fn.base_dist else inner.expand(fn.batch_shape)
-    return fn
 
 
 def _reify_plate(msg: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from numpyro.infer.util import compute_log_probs
 
 from qbs.errors import ModelError
 from qbs.inverse_cdf import cube_shape, from_uniforms
-from qbs.model import BoundModel, require_latents, seeded, trace_sites
+from qbs.model import BoundModel, require_latents, seeded, trace_sites, unmasked
 
 
 class UnitCube(eqx.Module):
@@ -98,8 +98,11 @@ def cube_log_likelihood(bound: BoundModel, cube: UnitCube, point: Float[Array, "
     for name, log_prob in log_probs.items():
         if name not in latent:
             total = total + log_prob
-        elif trace[name]["scale"] is not None or not _is_plain(trace[name]["fn"]):
-            total = total + log_prob - jnp.sum(_unmasked(trace[name]["fn"]).log_prob(trace[name]["value"]))
+            continue
+        site = trace[name]
+        prior = unmasked(site["fn"])
+        if site["scale"] is not None or prior is not site["fn"]:
+            total = total + log_prob - jnp.sum(prior.log_prob(site["value"]))
     return total
 
 
@@ -112,21 +115,3 @@ def cube_values(bound: BoundModel, cube: UnitCube, point: Float[Array, " dim"]) 
         for name, site in trace.items()
         if site["type"] == "deterministic" or (site["type"] == "sample" and not site["is_observed"])
     }
-
-
-def _is_plain(fn: Any) -> bool:
-    return _unmasked(fn) is fn
-
-
-def _unmasked(fn: Any) -> Any:
-    from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-
-    if isinstance(fn, MaskedDistribution):
-        return _unmasked(fn.base_dist)
-    if isinstance(fn, Independent):
-        inner = _unmasked(fn.base_dist)
-        return fn if inner is fn.base_dist else inner.to_event(fn.event_dim - inner.event_dim)
-    if isinstance(fn, ExpandedDistribution):
-        inner = _unmasked(fn.base_dist)
-        return fn if inner is fn.base_dist else inner.expand(fn.batch_shape)
-    return fn

@@ -11,7 +11,7 @@ import jax
 from qbs.atomic import replacing
 from qbs.errors import PosteriorFileError, RunFileError
 from qbs.inference.fitting import fit
-from qbs.models.cosmology.analysis import Analysis
+from qbs.models.cosmology.analysis import Analysis, used_parameters
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
 from qbs.models.cosmology.results import ModelResult, results_as_dict
 from qbs.models.cosmology.runfile import RunFile
@@ -39,7 +39,10 @@ def analyses(run_file: RunFile) -> dict[str, Analysis]:
             data_path=run_file.data_path,
         )
 
-    used = {name: {*build(name, {}).parameters, "h"} for name in run_file.models}
+    used = {
+        name: {*used_parameters(name, run_file.data, sound_horizon=run_file.sound_horizon), "h"}
+        for name in run_file.models
+    }
     for parameter in run_file.priors:
         if not any(parameter in names for names in used.values()):
             every = sorted(set().union(*used.values()))

@@ -133,7 +133,6 @@ class _Cloud:
     settings: _Settings
     log_weights: Array
     frames: list[list[Array]] = field(default_factory=list)
-    scores: int = 0
 
     def spread(self, value: _Value) -> Array:
         """Return a value with a leading axis over particles."""
