@@ -2,10 +2,12 @@
 
 Tracing a function that calls `sample` and `score` gives a jaxpr in which these calls stand as equations. They
 mean nothing by themselves: a semantics (`qbs.run`, `qbs.log_density`, `qbs.enumerate`) interprets them.
-A third primitive, `note`, gives a value a name in the trace and changes nothing.
+Two more primitives change nothing in it: `note` gives a value a name in the trace, and `resampled` asks
+whether the population around, if there is one, resampled at a score.
 """
 
-from functools import partial
+from collections.abc import Collection
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,8 +23,9 @@ from qbs.errors import ProgramError
 sample_p = jex.core.Primitive("sample")
 score_p = jex.core.Primitive("score")
 note_p = jex.core.Primitive("note")
+resampled_p = jex.core.Primitive("resampled")
 
-EFFECTS = frozenset({sample_p, score_p, note_p})
+EFFECTS = frozenset({sample_p, score_p, note_p, resampled_p})
 
 
 def sample(name: str, distribution: dist.Distribution) -> Array:
@@ -40,14 +43,21 @@ def sample(name: str, distribution: dist.Distribution) -> Array:
     """
     leaves, structure = jax.tree.flatten(distribution)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
-
-    def draw(key: Array, *leaves: Array) -> Array:
-        return jax.tree.unflatten(structure, leaves).sample(key)
-
-    drawn = jax.eval_shape(draw, jax.random.key(0), *leaves)
+    kinds = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    try:
+        drawn = _drawn(structure, kinds, jnp.result_type(float))
+    except TypeError:  # settings of the distribution that cannot be hashed
+        drawn = _drawn.__wrapped__(structure, kinds, None)
     return sample_p.bind(
         *leaves, structure=structure, name=name, shape=drawn.shape, dtype=drawn.dtype, axes=()
     )
+
+
+@lru_cache(maxsize=4096)
+def _drawn(structure: Any, leaves: tuple, precision: Any) -> Any:  # noqa: ARG001 (types depend on it)
+    """Return the shape and type of a draw."""
+    key = jax.eval_shape(jax.random.key, 0)
+    return jax.eval_shape(lambda key, *own: jax.tree.unflatten(structure, own).sample(key), key, *leaves)
 
 
 def score(log_weight: ArrayLike, *, name: str = "score") -> None:
@@ -72,6 +82,19 @@ def score(log_weight: ArrayLike, *, name: str = "score") -> None:
 def note(name: str, value: ArrayLike) -> Array:
     """Give a value a name in the trace of the program that is being traced; the value is unchanged."""
     return note_p.bind(jnp.asarray(value), name=name)
+
+
+def resampled(name: str) -> Array:
+    """Return whether the population around resampled at the score of this name; true where there is none."""
+    return resampled_p.bind(name=name)
+
+
+def unused(wanted: str, taken: Collection[str]) -> str:
+    """Return a name for a site that is not taken: the wanted one, or that with a number."""
+    number, name = 1, wanted
+    while name in taken:
+        number, name = number + 1, f"{wanted}_{number + 1}"
+    return name
 
 
 def _outside(primitive: Any, *_: Any, name: str, **__: Any) -> Any:
@@ -106,8 +129,11 @@ def _batch_note(operands: Any, dims: Any, *, name: str) -> Any:
 sample_p.def_abstract_eval(_sample_shape)
 score_p.def_abstract_eval(lambda value, **_: value)
 note_p.def_abstract_eval(lambda value, **_: value)
-for primitive, batch in ((sample_p, _batch_sample), (score_p, _batch_score), (note_p, _batch_note)):
-    batching.primitive_batchers[primitive] = batch
+resampled_p.def_abstract_eval(lambda **_: jax.core.ShapedArray((), bool))
+batching.primitive_batchers[sample_p] = _batch_sample
+batching.primitive_batchers[score_p] = _batch_score
+batching.primitive_batchers[note_p] = _batch_note
+for primitive in EFFECTS:
     primitive.def_impl(partial(_outside, primitive))
     mlir.register_lowering(primitive, partial(_outside, primitive))
 

@@ -8,19 +8,27 @@ an error, never a wrong answer.
 """
 
 import abc
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from qbs.effects import EFFECTS, batched_distribution, note_p, sample_p, score_p
+from qbs.effects import batched_distribution, note_p, resampled_p, sample_p, score_p
 from qbs.errors import ProgramError
+from qbs.jaxprs import (
+    CALLS,
+    Jaxpr,
+    bind_equation,
+    effect_names,
+    has_effects,
+    inner_jaxprs,
+    is_literal,
+    open_jaxpr,
+    scan_layout,
+)
 
-Jaxpr = jex.core.Jaxpr
 Values = dict[str, Any]
 
 
@@ -69,7 +77,7 @@ def interpret(
     trace: Values = {}
 
     def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, jex.core.Literal) else env[variable]
+        return variable.val if is_literal(variable) else env[variable]
 
     for equation in jaxpr.eqns:
         values = [read(variable) for variable in equation.invars]
@@ -92,14 +100,16 @@ def _evaluate(
             raise ProgramError(
                 f"site {name!r} has shape {shape}; the value given for it has {jnp.shape(value)}"
             )
+        value = _as_site(value, equation.outvars[0].aval.dtype)
         return [value], state, {name: value}
     if primitive is score_p:
         return values, semantics.score(state, settings["name"], values[0]), {}
     if primitive is note_p:
         return values, state, {settings["name"]: values[0]}
+    if primitive is resampled_p:
+        return [jnp.ones((), bool)], state, {}
     if not has_effects(equation):
-        result = primitive.bind(*values, **primitive.get_bind_params(settings))
-        return list(result) if primitive.multiple_results else [result], state, {}
+        return bind_equation(equation, values), state, {}
     rule = _RULES.get(primitive.name)
     if rule is None:
         names = ", ".join(repr(name) for name in effect_names(equation))
@@ -108,6 +118,13 @@ def _evaluate(
             "outside of it, or use lax.scan, lax.cond, jax.vmap or jax.jit"
         )
     return rule(equation, values, semantics, state, given)
+
+
+def _as_site(value: Any, dtype: Any) -> Array:
+    """Return a value in the type that the program was traced with, unless that would lose digits."""
+    value = jnp.asarray(value)
+    is_exact = not jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.floating)
+    return value.astype(dtype) if is_exact else value
 
 
 def _call(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
@@ -177,45 +194,5 @@ def _cond(equation: Any, values: list, semantics: Semantics, state: Any, given: 
 _RULES = {
     "scan": _scan,
     "cond": _cond,
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"), _call),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _call),
+    **dict.fromkeys(CALLS, _call),
 }
-
-
-def inner_jaxprs(equation: Any) -> Iterator[Any]:
-    """Yield the jaxprs among the parameters of an equation."""
-    for parameter in equation.params.values():
-        for item in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(item, jex.core.ClosedJaxpr | Jaxpr):
-                yield item
-
-
-def effect_names(equation: Any) -> Iterator[str]:
-    """Yield the names of the sites, scores and notes in an equation and all that it calls."""
-    if equation.primitive in EFFECTS:
-        yield equation.params["name"]
-    for inner in inner_jaxprs(equation):
-        for deeper in open_jaxpr(inner)[0].eqns:
-            yield from effect_names(deeper)
-
-
-def has_effects(equation: Any) -> bool:
-    """Whether there is a site, a score or a note in an equation or in what it calls."""
-    return next(effect_names(equation), None) is not None
-
-
-def scan_layout(equation: Any) -> tuple[int, int]:
-    """Return how many operands of a scan are constants, and how many its carry."""
-    settings = equation.params
-    if "num_consts" in settings:
-        return settings["num_consts"], settings["num_carry"]
-    # From JAX 0.12 on, a scan keeps the trees of its operands instead of their number.
-    consts, carry, xs = (len(part.vals) for part in settings["ft_in"].unpack())
-    if consts + carry + xs != len(equation.invars):
-        raise ProgramError("qbs cannot read the scans of this version of JAX")
-    return consts, carry
-
-
-def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list]:
-    """Return a jaxpr and its constants, whether it is closed over them or not."""
-    return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, jex.core.ClosedJaxpr) else (jaxpr, [])

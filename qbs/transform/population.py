@@ -1,29 +1,29 @@
 """`population`: a program of X becomes a program of n weighted particles of X, with the same meaning.
 
-Wherever the program scores, the particles gain weight. At suspension points the evidence so far is pushed
-into the outer score and the particles are resampled: all values that a particle still needs, in this jaxpr
-and in those around it, follow their ancestors. The live variables of the jaxpr are the continuation.
+Wherever the program scores, the particles gain weight, and the evidence that they bring is pushed into the
+outer score. At suspension points they are resampled: the continuation of each particle follows its ancestor.
+This is sequential Monte Carlo.
 
 References:
     Scibior et al. (2018), "Denotational validation of higher-order Bayesian inference", sections 4 and 5.
+    Lunden, Borgstrom & Broman (2021), "Correctness of sequential Monte Carlo inference": any placement of
+    suspension points is valid.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from qbs.effects import note_p, sample_p, score, score_p
-from qbs.errors import ProgramError
-from qbs.interpreter import effect_names, has_effects, inner_jaxprs, open_jaxpr, scan_layout
-from qbs.program import Program
-from qbs.transform.resampling import SCHEMES, Scheme
+from qbs.effects import score, score_p, unused
+from qbs.jaxprs import all_names, bind_equation, open_jaxpr
+from qbs.program import Program, Staged
+from qbs.transform.resampling import SCHEMES, Scheme, multinomial
+from qbs.transform.rolling import rolled
+from qbs.transform.suspension import Value, Walk, evaluate_plain
 
 
 class Particles(NamedTuple):
@@ -50,39 +50,39 @@ def population(
 
     Its value is `Particles`, and the expected weighted average over them is the measure of the program:
     sequential Monte Carlo. Populations nest: inside a program that draws parameters, a population is a
-    particle filter whose evidence weighs the parameters.
+    particle filter whose evidence weighs the parameters. Whole paths of the particles are recorded by
+    `population(traced(program), ...)`.
 
     Args:
         program: The program.
         num_particles: How many copies.
-        resample: `"multinomial"`, `"stratified"`, `"systematic"`, or a scheme of the same form.
+        resample: `"multinomial"`, `"stratified"`, `"systematic"`, `"residual"`, `"ssp"`, or a scheme of the
+            same form.
         threshold: Resample when the effective sample size is below this share of `num_particles`; 1 means
-            always.
+            always, 0 never.
         at: The names of the scores (observed sites, factors) to resample at; all by default.
 
     Returns:
         A program whose value is `Particles`.
 
     Raises:
-        ValueError: If a setting is not valid.
+        ValueError: If a setting is not valid, or `at` names no score of the program.
     """
     scheme = SCHEMES.get(resample) if isinstance(resample, str) else resample
     if scheme is None:
         raise ValueError(f"resample must be one of {', '.join(SCHEMES)} or a function, not {resample!r}")
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles must be a whole number above 0, not {num_particles!r}")
+    require_count(num_particles, "num_particles")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], not {threshold!r}")
     points = None if at is None else frozenset(at)
 
     def run_all(*args: Any) -> Particles:
         staged = program.stage(*args)
-        taken = frozenset(name for equation in staged.jaxpr.jaxpr.eqns for name in effect_names(equation))
-        settings = _Settings(num_particles, scheme, float(threshold), points, taken)
-        cloud = _Cloud(settings, jnp.zeros(num_particles))
-        operands = [_Value(operand, is_particle=False) for operand in staged.operands]
-        outputs = _walk(*open_jaxpr(staged.jaxpr), operands, cloud)
-        return Particles(staged.unflatten([cloud.spread(output) for output in outputs]), cloud.log_weights)
+        if points is not None:
+            require_scores(staged, points)
+        staged, own_points = rolled(staged, points)
+        settings = Settings(num_particles, scheme, float(threshold), own_points, all_names(staged.jaxpr))
+        return walk_particles(Cloud(settings), staged)
 
     return Program(run_all, f"population of {program.name}")
 
@@ -92,225 +92,176 @@ def collapse(particles_program: Program) -> Program:
 
     def draw_one(*args: Any) -> Any:
         particles = particles_program(*args)
-        index = SCHEMES["multinomial"](f"one of {particles_program.name}", particles.log_weights, 1)[0]
+        index = multinomial(f"one of {particles_program.name}", particles.log_weights, 1)[0]
         return jax.tree.map(lambda leaf: leaf[index], particles.value)
 
     return Program(draw_one, f"one of {particles_program.name}")
 
 
-class _Settings(NamedTuple):
+def require_count(number: Any, name: str) -> None:
+    """Raise `ValueError` unless a setting is a whole number above 0."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be a whole number above 0, not {number!r}")
+
+
+def require_scores(staged: Staged, names: Collection[str]) -> None:
+    """Raise `ValueError` unless all names are scores of a program."""
+    there = all_names(staged.jaxpr, (score_p,))
+    if missing := sorted(set(names) - there):
+        raise ValueError(f"at: the program has no score named {missing}; it has {sorted(there)}")
+
+
+def walk_particles(cloud: "Cloud", staged: Staged) -> Particles:
+    """Run all particles of a cloud through a program."""
+    operands = [Value(operand, moves=False) for operand in staged.operands]
+    outputs = cloud.walk(*open_jaxpr(staged.jaxpr), operands)
+    value = staged.unflatten([cloud.spread(output) for output in outputs])
+    return Particles(value, cloud.normalised())
+
+
+class Settings(NamedTuple):
+    """What all particles of a cloud share."""
+
     num_particles: int
     scheme: Scheme
     threshold: float
     at: frozenset[str] | None
     taken: frozenset[str]
 
-    def ancestors_of(self, name: str) -> str:
-        """Return a name for the choice of ancestors at a score, apart from those of populations inside."""
-        number, wanted = 1, f"{name}_ancestors"
-        while wanted in self.taken:
-            number, wanted = number + 1, f"{name}_ancestors_{number + 1}"
-        return wanted
 
-    def suspends(self, name: str) -> bool:
-        return self.threshold > 0 and (self.at is None or name in self.at)
+class Cloud(Walk):
+    """Particles at a point of the walk; the state: their log weights, and whether they were resampled."""
 
+    lead = 1
+    keeps_lineage = True
 
-class _Value(NamedTuple):
-    """A value in the walk, and whether its leading axis is over particles."""
+    def __init__(self, settings: Settings):
+        super().__init__((jnp.zeros(settings.num_particles), jnp.ones((), bool)))
+        self.settings = settings
+        self.masks: list[tuple[int, int]] = []  # branches around: the frame with the index, and which one
 
-    array: Any
-    is_particle: bool
-
-
-@dataclass
-class _Cloud:
-    """The particles at a point of the walk.
-
-    `frames` holds what particles still need in the jaxprs around the present one; resampling permutes it.
-    """
-
-    settings: _Settings
-    log_weights: Array
-    frames: list[list[Array]] = field(default_factory=list)
-
-    def spread(self, value: _Value) -> Array:
+    def spread(self, value: Value) -> Array:
         """Return a value with a leading axis over particles."""
-        if value.is_particle:
+        if value.moves:
             return value.array
         return jnp.broadcast_to(value.array, (self.settings.num_particles, *jnp.shape(value.array)))
 
-    def weigh(self, name: str, increments: Array) -> None:
-        """Add log weights, and push the evidence that they bring into the outer score."""
-        log_weights = self.log_weights + increments
+    def suspends(self, name: str) -> bool:
+        """Whether the particles may be resampled at a score."""
+        return self.settings.threshold > 0 and (self.settings.at is None or name in self.settings.at)
+
+    def resampled(self, name: str) -> Value:  # noqa: ARG002
+        """Return whether the particles were resampled last."""
+        return Value(self.state[1], moves=False)
+
+    def sample(self, equation: Any, values: list[Value]) -> Value:
+        """Draw for each particle on its own, also where nothing that the draw depends on differs."""
+        own = tuple(0 if value.moves else None for value in values)
+        axes = ((self.settings.num_particles, own), *equation.params["axes"])
+        (drawn,) = bind_equation(equation, [value.array for value in values], axes=axes)
+        return Value(drawn, moves=True)
+
+    def evaluate(self, equation: Any, values: list[Value]) -> list[Value]:
+        """Evaluate for all particles; once for all where no operand differs among them."""
+        if not any(value.moves for value in values):
+            return evaluate_plain(equation, values)
+        axes = tuple(0 if value.moves else None for value in values)
+        evaluate = jax.vmap(
+            lambda *arrays: bind_equation(equation, arrays),
+            in_axes=axes,
+            axis_size=self.settings.num_particles,
+        )
+        return [Value(result, moves=True) for result in evaluate(*[value.array for value in values])]
+
+    def score(self, name: str, value: Value, live: list[Array]) -> list[Array]:
+        """Add log weights, push the evidence into the outer score, and resample if it is time to."""
+        increments = self.spread(value)
+        for frame, branch in self.masks:
+            increments = jnp.where(self.frames[frame][0] == branch, increments, 0.0)
+        log_weights = self.state[0] + increments
         evidence = jax.nn.logsumexp(log_weights) - jnp.log(self.settings.num_particles)
         score(evidence, name=name)
-        self.log_weights = jnp.where(evidence == -jnp.inf, 0.0, log_weights - evidence)
+        log_weights = jnp.where(evidence == -jnp.inf, 0.0, log_weights - evidence)
+        self.state = (log_weights, jnp.zeros((), bool))
+        return self._select(name, live) if self.suspends(name) else live
 
-    def select(self, name: str, live: list[Array]) -> list[Array]:
-        """Resample if it is time to, and return the live values of the survivors."""
+    def ancestors(self, name: str, log_weights: Array) -> Array:
+        """Draw the ancestor of each particle."""
+        wanted = unused(f"{name}_ancestors", self.settings.taken)
+        return self.settings.scheme(wanted, log_weights, self.settings.num_particles)
+
+    def normalised(self) -> Array:
+        """Return the log weights at the end; their mean is 1."""
+        return self.state[0]
+
+    def _select(self, name: str, live: list[Array]) -> list[Array]:
+        threshold, log_weights = self.settings.threshold, self.state[0]
+
+        def resample(log_weights: Array, moving: Any) -> Any:
+            ancestors = self.ancestors(name, log_weights)
+            zeros = jnp.zeros_like(log_weights)
+            return (zeros, jnp.ones((), bool)), jax.tree.map(lambda leaf: follow(leaf, ancestors), moving)
+
+        def keep(log_weights: Array, moving: Any) -> Any:
+            return (log_weights, jnp.zeros((), bool)), moving
+
         moving = (live, self.frames)
-        threshold, size = self.settings.threshold, self.settings.num_particles
-
-        def resampled(log_weights: Array, moving: Any) -> Any:
-            ancestors = self.settings.scheme(self.settings.ancestors_of(name), log_weights, size)
-            return jnp.zeros(size), jax.tree.map(lambda leaf: leaf[ancestors], moving)
-
         if threshold >= 1:
-            self.log_weights, (live, self.frames) = resampled(self.log_weights, moving)
+            self.state, (live, self.frames) = resample(log_weights, moving)
         else:
-            doubled = jax.nn.logsumexp(2 * self.log_weights)
-            ess = jnp.exp(2 * jax.nn.logsumexp(self.log_weights) - doubled)
-            self.log_weights, (live, self.frames) = lax.cond(
-                ess < threshold * size, resampled, lambda *same: same, self.log_weights, moving
-            )
+            ess = jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
+            is_low = ess < threshold * self.settings.num_particles
+            self.state, (live, self.frames) = lax.cond(is_low, resample, keep, log_weights, moving)
         return live
 
+    def branch(self, equation: Any, values: list[Value]) -> list[Value]:
+        """Walk one branch where all particles agree on it, and else all, for the particles that take each."""
+        branches = equation.params["branches"]
+        index, *operands = values
+        if index.moves:
+            return self._each_branch(branches, index, operands)
 
-def _walk(jaxpr: Any, consts: list, operands: list[_Value], cloud: _Cloud) -> list[_Value]:
-    env: dict[Any, _Value] = {
-        v: _Value(c, is_particle=False) for v, c in zip(jaxpr.constvars, consts, strict=True)
-    }
-    env.update(zip(jaxpr.invars, operands, strict=True))
-    last = _last_uses(jaxpr)
+        def take(branch: Any) -> Callable:
+            def taken(state: Any, frames: list, arrays: list[Array]) -> Any:
+                inside = self.inside(state, frames)
+                own = [Value(a, moves=v.moves) for a, v in zip(arrays, operands, strict=True)]
+                outputs = inside.walk(*open_jaxpr(branch), own)
+                return inside.state, inside.frames, [inside.spread(value) for value in outputs]
 
-    def read(variable: Any) -> _Value:
-        if isinstance(variable, jex.core.Literal):
-            return _Value(variable.val, is_particle=False)
-        return env[variable]
+            return taken
 
-    for position, equation in enumerate(jaxpr.eqns):
-        values = [read(variable) for variable in equation.invars]
-        live = [v for v in env if env[v].is_particle and last.get(v, -1) > position]
-        if equation.primitive is score_p:
-            name = equation.params["name"]
-            cloud.weigh(name, cloud.spread(values[0]))
-            if cloud.settings.suspends(name):
-                kept = cloud.select(name, [env[v].array for v in live])
-                env.update({v: _Value(array, is_particle=True) for v, array in zip(live, kept, strict=True)})
-            outputs = values
-        elif has_effects(equation) and equation.primitive not in (sample_p, note_p):
-            cloud.frames.append([env[v].array for v in live])
-            outputs = _enter(equation, values, cloud)
-            kept = cloud.frames.pop()
-            env.update({v: _Value(array, is_particle=True) for v, array in zip(live, kept, strict=True)})
-        else:
-            outputs = _batched(equation, values, cloud.settings.num_particles)
-        env.update(zip(equation.outvars, outputs, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _last_uses(jaxpr: Any) -> dict[Any, int]:
-    last = {}
-    for position, equation in enumerate(jaxpr.eqns):
-        last.update({v: position for v in equation.invars if not isinstance(v, jex.core.Literal)})
-    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, jex.core.Literal)})
-    return last
-
-
-def _batched(equation: Any, values: list[_Value], num_particles: int) -> list[_Value]:
-    """Evaluate an equation for all particles; once for all where no operand differs among them."""
-    primitive = equation.primitive
-    evaluate = partial(primitive.bind, **primitive.get_bind_params(equation.params))
-    is_particle = any(value.is_particle for value in values)
-    arrays = [value.array for value in values]
-    if primitive is sample_p:  # independent draws, also where nothing that they depend on differs
-        axes = tuple(0 if value.is_particle else None for value in values)
-        settings = {**equation.params, "axes": ((num_particles, axes), *equation.params["axes"])}
-        return [_Value(sample_p.bind(*arrays, **settings), is_particle=True)]
-    if is_particle:
-        axes = tuple(0 if value.is_particle else None for value in values)
-        results = jax.vmap(evaluate, in_axes=axes, axis_size=num_particles)(*arrays)
-    else:
-        results = evaluate(*arrays)
-    results = results if primitive.multiple_results else [results]
-    return [_Value(result, is_particle=is_particle) for result in results]
-
-
-def _enter(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
-    """Walk into an equation that has effects inside; `cloud.frames` already holds what lives around it."""
-    name = equation.primitive.name
-    if name == "scan":
-        return _scan(equation, values, cloud)
-    if name == "cond":
-        return _cond(equation, values, cloud)
-    if name in (
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_call",
-        "checkpoint",
-        "remat2",
-        "custom_jvp_call",
-        "custom_vjp_call",
-    ):
-        inner = next(iter(inner_jaxprs(equation)))
-        return _walk(*open_jaxpr(inner), values, cloud)
-    sites = ", ".join(map(repr, effect_names(equation)))
-    raise ProgramError(f"qbs cannot run a population through the JAX primitive {name!r} around {sites}")
-
-
-def _scan(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
-    settings = equation.params
-    num_consts, num_carry = scan_layout(equation)
-    consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
-    xs = values[num_consts + num_carry :]
-    # Constants that differ among particles must follow their ancestors, step by step.
-    cloud.frames.append([value.array for value in consts if value.is_particle])
-    # The time axis of inputs comes first; that of particles second.
-    inputs = [jnp.moveaxis(x.array, 0, 1) if x.is_particle else x.array for x in xs]
-    per_step = [x.is_particle for x in xs]
-    if any(per_step):
-        raise ProgramError(
-            "a scan over values that differ among particles is not supported inside a population"
+        arrays = [value.array for value in operands]
+        self.state, self.frames, outputs = lax.switch(
+            index.array, [take(branch) for branch in branches], self.state, self.frames, arrays
         )
+        return [Value(output, moves=True) for output in outputs]
 
-    slots = jnp.arange(cloud.settings.num_particles)
-
-    def body(loop: Any, step: list[Array]) -> Any:
-        log_weights, frames, state = loop
-        inside = _Cloud(cloud.settings, log_weights, [*frames, [slots]])
-        moving = iter(frames[-1])
-        own = [_Value(next(moving), is_particle=True) if c.is_particle else c for c in consts]
-        operands = [
-            *own,
-            *[_Value(array, is_particle=True) for array in state],
-            *[_Value(array, is_particle=False) for array in step],
-        ]
-        outputs = [inside.spread(value) for value in _walk(*open_jaxpr(settings["jaxpr"]), operands, inside)]
-        *frames, (ancestors,) = inside.frames
-        return (inside.log_weights, frames, outputs[:num_carry]), (outputs[num_carry:], ancestors)
-
-    start = (cloud.log_weights, cloud.frames, [cloud.spread(value) for value in carry])
-    backwards = settings["reverse"]
-    (cloud.log_weights, cloud.frames, state), (ys, ancestors) = lax.scan(
-        body, start, inputs, length=settings["length"], reverse=backwards
-    )
-    cloud.frames.pop()
-    if ys:  # the history of the survivors: each step's outputs, by ancestor
-        _, lineage = lax.scan(lambda later, own: (own[later], later), slots, ancestors, reverse=not backwards)
-        ys = [jax.vmap(lambda y, line: y[line], out_axes=1)(y, lineage) for y in ys]
-    return [_Value(output, is_particle=True) for output in [*state, *ys]]
+    def _each_branch(self, branches: Any, index: Value, operands: list[Value]) -> list[Value]:
+        """Walk all branches, masking the scores of each; resampling in one takes the others' values along."""
+        held, done = len(self.frames), len(self.frames) + 1
+        self.frames += [[index.array, *[value.array for value in operands if value.moves]], []]
+        for number, branch in enumerate(branches):
+            own = iter(self.frames[held][1:])
+            inputs = [Value(next(own), moves=True) if value.moves else value for value in operands]
+            self.masks.append((held, number))
+            outputs = self.walk(*open_jaxpr(branch), inputs)
+            self.masks.pop()
+            self.frames[done] = [*self.frames[done], *[self.spread(value) for value in outputs]]
+        (which, *_), ends = self.frames[held:]
+        del self.frames[held:]
+        count = len(ends) // len(branches)
+        picked = []
+        for position in range(count):
+            cases = ends[position::count]
+            shape = (-1, *[1] * (cases[0].ndim - 1))
+            picked.append(
+                lax.select_n(jnp.broadcast_to(which.reshape(shape), cases[0].shape), *cases)
+                if len(cases) > 1
+                else cases[0]
+            )
+        return [Value(case, moves=True) for case in picked]
 
 
-def _cond(equation: Any, values: list[_Value], cloud: _Cloud) -> list[_Value]:
-    index, *operands = values
-    if index.is_particle:
-        raise ProgramError(
-            "a lax.cond with scores whose predicate differs among particles is not supported yet"
-        )
-
-    def take(branch: Any) -> Callable:
-        def taken(log_weights: Array, frames: Any, arrays: list[Array]) -> Any:
-            inside = _Cloud(cloud.settings, log_weights, list(frames))
-            own = [_Value(a, is_particle=v.is_particle) for a, v in zip(arrays, operands, strict=True)]
-            outputs = _walk(*open_jaxpr(branch), own, inside)
-            return inside.log_weights, inside.frames, [inside.spread(value) for value in outputs]
-
-        return taken
-
-    branches = [take(branch) for branch in equation.params["branches"]]
-    cloud.log_weights, cloud.frames, outputs = lax.switch(
-        index.array, branches, cloud.log_weights, cloud.frames, [value.array for value in operands]
-    )
-    return [_Value(output, is_particle=True) for output in outputs]
+def follow(leaf: Array, ancestors: Array) -> Array:
+    """Return what the ancestors have."""
+    return leaf.at[ancestors].get(mode="promise_in_bounds")
