@@ -32,6 +32,19 @@ def bind_equation(equation: Any, values: Iterable, **changed: Any) -> list:
     return list(result) if primitive.multiple_results else [result]
 
 
+def variables(equation: Any) -> list:
+    """Return the operands of an equation that are not literals."""
+    return [v for v in equation.invars if not is_literal(v)]
+
+
+def between(jaxpr: Jaxpr, start: int, end: int, operands: list) -> Jaxpr:
+    """Return some of the equations of a jaxpr, as one without outputs."""
+    info = jaxpr.debug_info._replace(arg_names=("",) * len(operands), result_paths=())
+    return jaxpr.replace(
+        eqns=jaxpr.eqns[start:end], constvars=[], invars=operands, outvars=[], debug_info=info
+    )
+
+
 def cut(jaxpr: Jaxpr, length: int, outputs: list) -> Jaxpr:
     """Return the first equations of a jaxpr, with other outputs."""
     names = tuple(f"live {i}" for i in range(len(outputs)))

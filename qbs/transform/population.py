@@ -80,7 +80,7 @@ def population(
         staged = program.stage(*args)
         if points is not None:
             require_scores(staged, points)
-        staged, own_points = rolled(staged, points)
+        staged, own_points, _ = rolled(staged, points)
         settings = Settings(num_particles, scheme, float(threshold), own_points, all_names(staged.jaxpr))
         return walk_particles(Cloud(settings), staged)
 
@@ -180,10 +180,14 @@ class Cloud(Walk):
             increments = jnp.where(self.frames[frame][0] == branch, increments, 0.0)
         log_weights = self.state[0] + increments
         evidence = jax.nn.logsumexp(log_weights) - jnp.log(self.settings.num_particles)
-        score(evidence, name=name)
+        self.push(name, evidence)
         log_weights = jnp.where(evidence == -jnp.inf, 0.0, log_weights - evidence)
         self.state = (log_weights, jnp.zeros((), bool))
         return self._select(name, live) if self.suspends(name) else live
+
+    def push(self, name: str, evidence: Array) -> None:
+        """Push the evidence that a score brought into the outer score."""
+        score(evidence, name=name)
 
     def ancestors(self, name: str, log_weights: Array) -> Array:
         """Draw the ancestor of each particle."""

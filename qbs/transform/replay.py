@@ -65,6 +65,17 @@ def replay(staged: Staged, semantics: Replay, given: Mapping[str, Any]) -> Inter
     return interpret(jaxpr, consts, staged.operands, semantics, Weights.zero(), dict(given))
 
 
+class _Reissue(Semantics):
+    """Draw and score as effects of the program around."""
+
+    def sample(self, state: Any, name: str, distribution: Any, given: Any) -> tuple[Array, Any]:  # noqa: ARG002
+        return sample(name, distribution), state
+
+    def score(self, state: Any, name: str, log_weight: Any) -> Any:
+        score(log_weight, name=name)
+        return state
+
+
 def traced(program: Program) -> Program:
     """Return the program whose value is `(value, trace)`: what it returns, and its sites by name.
 
@@ -73,7 +84,8 @@ def traced(program: Program) -> Program:
 
     def run_all(*args: Any) -> Any:
         staged = program.stage(*args)
-        walked = replay(staged, Replay(scores=True), {})
+        jaxpr, consts = open_jaxpr(staged.jaxpr)
+        walked = interpret(jaxpr, consts, staged.operands, _Reissue(), (), {})
         return staged.unflatten(walked.outputs), walked.trace
 
     return Program(run_all, program.name)

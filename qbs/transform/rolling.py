@@ -13,7 +13,16 @@ import numpy as np
 from jax import lax
 
 from qbs.effects import note_p, sample_p, score_p, unused
-from qbs.jaxprs import Jaxpr, all_names, bind_equation, has_effects, inner_jaxprs, is_literal, open_jaxpr
+from qbs.jaxprs import (
+    Jaxpr,
+    all_names,
+    bind_equation,
+    has_effects,
+    inner_jaxprs,
+    is_literal,
+    open_jaxpr,
+    variables,
+)
 from qbs.program import Staged
 
 _MIN_STEPS = 4
@@ -26,11 +35,13 @@ class Rolled(NamedTuple):
 
     Attributes:
         staged: The program.
-        points: The names of the scores that were asked for, under their new names.
+        points: The names of the scores that were asked for, the new ones among them.
+        names: The old names of each new one, in the order of the steps.
     """
 
     staged: Staged
     points: frozenset[str] | None
+    names: dict[str, list[str]]
 
 
 class _Loop(NamedTuple):
@@ -50,14 +61,15 @@ def rolled(staged: Staged, points: frozenset[str] | None) -> Rolled:
     parts = _find_loops(steps, points)
     loops = [part for part in parts if isinstance(part, _Loop)]
     if not loops:
-        return Rolled(staged, points)
-    taken, names = all_names(jaxpr), {}
+        return Rolled(staged, points, {})
+    taken, names, old = all_names(jaxpr), {}, {}
     for loop in loops:
         for position, equation in enumerate(loop.steps[0]):
             if equation.primitive in (sample_p, score_p, note_p):
-                first, last = (step[position].params["name"] for step in (loop.steps[0], loop.steps[-1]))
-                names[first] = unused(f"{first}..{last}", taken)
-    found = [names.get(name, name) for name in (points or ())]
+                own = [step[position].params["name"] for step in loop.steps]
+                names[own[0]] = unused(f"{own[0]}..{own[-1]}", taken)
+                old[names[own[0]]] = own
+    found = [new for name, new in names.items() if points is not None and name in points]
 
     def evaluate(*operands: Any) -> list:
         env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, operands, strict=True))
@@ -72,7 +84,7 @@ def rolled(staged: Staged, points: frozenset[str] | None) -> Rolled:
         return [_read(v, env) for v in jaxpr.outvars]
 
     closed = jax.make_jaxpr(evaluate)(*staged.operands)
-    return Rolled(staged._replace(jaxpr=closed), None if points is None else points.union(found))
+    return Rolled(staged._replace(jaxpr=closed), None if points is None else points.union(found), old)
 
 
 def _split(jaxpr: Jaxpr) -> tuple[list, list[list]]:
@@ -85,10 +97,10 @@ def _split(jaxpr: Jaxpr) -> tuple[list, list[list]]:
     for equation in reversed(jaxpr.eqns):
         if has_effects(equation) or not used.isdisjoint(equation.outvars):
             kept.append(equation)
-            used.update(_variables(equation))
+            used.update(variables(equation))
     random: set[Any] = set()
     for equation in reversed(kept):
-        if has_effects(equation) or not random.isdisjoint(_variables(equation)):
+        if has_effects(equation) or not random.isdisjoint(variables(equation)):
             random.update(equation.outvars)
     early: set[Any] = set()  # what the picking needs
     before: list[Any] = []
@@ -96,7 +108,7 @@ def _split(jaxpr: Jaxpr) -> tuple[list, list[list]]:
     for equation in kept:
         is_pick = equation.primitive.name in _PICKING or not early.isdisjoint(equation.outvars)
         if is_pick and random.isdisjoint(equation.outvars):
-            early.update(_variables(equation))
+            early.update(variables(equation))
             before.append(equation)
     front = {id(equation) for equation in before}
     for equation in reversed(kept):
@@ -105,10 +117,6 @@ def _split(jaxpr: Jaxpr) -> tuple[list, list[list]]:
             if equation.primitive is score_p:
                 segments.append([])
     return before[::-1], segments
-
-
-def _variables(equation: Any) -> list:
-    return [v for v in equation.invars if not is_literal(v)]
 
 
 def _signature(equation: Any, points: frozenset[str] | None, texts: dict[int, Any]) -> tuple:
@@ -248,7 +256,7 @@ def _needed_after(parts: list, jaxpr: Jaxpr) -> list[set]:
     for part in reversed(parts):
         needed.append(set(later))
         for equation in (e for step in part.steps for e in step) if isinstance(part, _Loop) else (part,):
-            later.update(_variables(equation))
+            later.update(variables(equation))
     return needed[::-1]
 
 

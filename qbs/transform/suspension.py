@@ -111,6 +111,8 @@ class Walk(abc.ABC):
         for position, equation in enumerate(jaxpr.eqns):
             values = [read(variable) for variable in equation.invars]
             if equation.primitive is sample_p:
+                if self.arrive(jaxpr, position, env):
+                    values = [read(variable) for variable in equation.invars]
                 outputs = [self.sample(equation, values)]
             elif equation.primitive is resampled_p:
                 outputs = [self.resampled(equation.params["name"])]
@@ -131,6 +133,10 @@ class Walk(abc.ABC):
                 env.update({v: Value(array, moves=True) for v, array in zip(live, moving, strict=True)})
             env.update(zip(equation.outvars, outputs, strict=True))
         return [read(variable) for variable in jaxpr.outvars]
+
+    def arrive(self, jaxpr: Any, position: int, env: dict[Any, Value]) -> bool:  # noqa: ARG002
+        """Be told of the site that comes next; return whether what moves in `env` was replaced."""
+        return False
 
     def inside(self, state: Any, frames: list) -> Any:
         """Return a walk that goes on from here inside a loop or a branch."""
