@@ -6,7 +6,9 @@ Two more primitives change nothing in it: `note` gives a value a name in the tra
 whether the population around, if there is one, resampled at a score.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,6 +26,8 @@ sample_p = jex.core.Primitive("sample")
 score_p = jex.core.Primitive("score")
 note_p = jex.core.Primitive("note")
 resampled_p = jex.core.Primitive("resampled")
+
+_is_recorded = ContextVar("is_recorded", default=True)
 
 EFFECTS = frozenset({sample_p, score_p, note_p, resampled_p})
 
@@ -49,8 +53,24 @@ def sample(name: str, distribution: dist.Distribution) -> Array:
     except TypeError:  # settings of the distribution that cannot be hashed
         drawn = _drawn.__wrapped__(structure, kinds, None)
     return sample_p.bind(
-        *leaves, structure=structure, name=name, shape=drawn.shape, dtype=drawn.dtype, axes=()
+        *leaves,
+        structure=structure,
+        name=name,
+        shape=drawn.shape,
+        dtype=drawn.dtype,
+        axes=(),
+        is_recorded=_is_recorded.get(),
     )
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Keep what is drawn in the body, an algorithm's own choices, out of the traces of `qbs.run`."""
+    token = _is_recorded.set(False)
+    try:
+        yield
+    finally:
+        _is_recorded.reset(token)
 
 
 @lru_cache(maxsize=4096)

@@ -74,6 +74,17 @@ def all_names(jaxpr: Any, kinds: Collection[Any] = EFFECTS) -> frozenset[str]:
     return frozenset(name for equation in open_jaxpr(jaxpr)[0].eqns for name in effect_names(equation, kinds))
 
 
+def inner_names(jaxpr: Any) -> frozenset[str]:
+    """Return the names of the sites that are choices of an algorithm, such as the draws of particles."""
+    found: set[str] = set()
+    for equation in open_jaxpr(jaxpr)[0].eqns:
+        if equation.primitive is sample_p and not equation.params["is_recorded"]:
+            found.add(equation.params["name"])
+        for inner in inner_jaxprs(equation):
+            found |= inner_names(inner)
+    return frozenset(found)
+
+
 def has_effects(equation: Any) -> bool:
     """Whether there is a site, a score or a note in an equation or in what it calls."""
     return next(effect_names(equation), None) is not None

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from qbs.effects import score_p
 from qbs.interpreter import Semantics, interpret
-from qbs.jaxprs import effect_names
+from qbs.jaxprs import effect_names, inner_names
 from qbs.program import Program
 
 
@@ -21,7 +21,8 @@ class Weighted(eqx.Module):
     Attributes:
         value: What the program returned.
         log_weight: Log of the product of all scores, in nats.
-        trace: Value of every site and note by name; sites in a scan have a leading time axis.
+        trace: Value of every site and note by name; sites in a scan have a leading time axis. What a
+            population draws for its particles is not in it.
         first_zero: Position in `scores` of the score that made the weight zero; -1 if it is not.
         scores: The names of the program's scores.
     """
@@ -111,4 +112,6 @@ def _run(program: Program, key: Array, *args: Any) -> Weighted:
         log_weight = eqx.branched_error_if(
             log_weight, state.first_bad >= 0, jnp.maximum(state.first_bad, 0), messages
         )
-    return Weighted(staged.unflatten(walked.outputs), log_weight, walked.trace, state.first_zero, scores)
+    inner = inner_names(staged.jaxpr)
+    trace = {name: value for name, value in walked.trace.items() if name not in inner}
+    return Weighted(staged.unflatten(walked.outputs), log_weight, trace, state.first_zero, scores)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from qbs.effects import score, score_p, unused
+from qbs.effects import score, score_p, unrecorded, unused
 from qbs.jaxprs import all_names, bind_equation, open_jaxpr
 from qbs.program import Program, Staged
 from qbs.transform.resampling import SCHEMES, Scheme, multinomial
@@ -51,7 +51,7 @@ def population(
     Its value is `Particles`, and the expected weighted average over them is the measure of the program:
     sequential Monte Carlo. Populations nest: inside a program that draws parameters, a population is a
     particle filter whose evidence weighs the parameters. Whole paths of the particles are recorded by
-    `population(traced(program), ...)`.
+    `population(traced(program), ...)`; what the particles draw is not in the trace of `qbs.run`.
 
     Args:
         program: The program.
@@ -158,7 +158,7 @@ class Cloud(Walk):
         """Draw for each particle on its own, also where nothing that the draw depends on differs."""
         own = tuple(0 if value.moves else None for value in values)
         axes = ((self.settings.num_particles, own), *equation.params["axes"])
-        (drawn,) = bind_equation(equation, [value.array for value in values], axes=axes)
+        (drawn,) = bind_equation(equation, [value.array for value in values], axes=axes, is_recorded=False)
         return Value(drawn, moves=True)
 
     def evaluate(self, equation: Any, values: list[Value]) -> list[Value]:
@@ -192,7 +192,8 @@ class Cloud(Walk):
     def ancestors(self, name: str, log_weights: Array) -> Array:
         """Draw the ancestor of each particle."""
         wanted = unused(f"{name}_ancestors", self.settings.taken)
-        return self.settings.scheme(wanted, log_weights, self.settings.num_particles)
+        with unrecorded():
+            return self.settings.scheme(wanted, log_weights, self.settings.num_particles)
 
     def normalised(self) -> Array:
         """Return the log weights at the end; their mean is 1."""
