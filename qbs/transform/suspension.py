@@ -95,7 +95,7 @@ class Walk(abc.ABC):
 
     def spread(self, value: Value) -> Array:
         """Return a value in the form of one that moves."""
-        return value.array
+        return jnp.asarray(value.array)
 
     def walk(self, jaxpr: Any, consts: Iterable, operands: list[Value]) -> list[Value]:
         """Evaluate a jaxpr, and return its outputs."""
