@@ -178,4 +178,16 @@ def batched_distribution(leaves: list, structure: Any, axes: Any) -> dist.Distri
             for leaf, position in zip(leaves, where, strict=True)
         ]
     rebuilt = jax.tree.unflatten(structure, leaves)
-    return promote_batch_shape(rebuilt) if axes else rebuilt
+    return _promoted(rebuilt, len(axes)) if axes else rebuilt
+
+
+def _promoted(rebuilt: dist.Distribution, depth: int) -> dist.Distribution:
+    """Return a distribution whose batch shape has the `depth` axes that stand in front in its parameters."""
+    if isinstance(rebuilt, dist.ExpandedDistribution):
+        added = range(depth, depth + len(rebuilt.batch_shape) - len(rebuilt.base_dist.batch_shape))
+        base = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, tuple(added)), rebuilt.base_dist)
+        base = _promoted(base, depth)
+        return base.expand((*base.batch_shape[:depth], *rebuilt.batch_shape))
+    if isinstance(rebuilt, dist.Independent):
+        return _promoted(rebuilt.base_dist, depth).to_event(rebuilt.reinterpreted_batch_ndims)
+    return promote_batch_shape(rebuilt)

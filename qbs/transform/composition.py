@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
-from jaxtyping import Float
 
 from qbs.effects import sample
 from qbs.program import Program
@@ -42,13 +41,11 @@ def product(*programs: Program) -> Program:
     return Program(lambda *args: tuple(program(*args) for program in programs), name)
 
 
-def mixture(
-    weights: Float[Any, " num_programs"], programs: Sequence[Program], *, name: str = "component"
-) -> Program:
+def mixture(weights: Any, programs: Sequence[Program], *, name: str = "component") -> Program:
     """Return the program that runs one of several, drawn by weight.
 
     Args:
-        weights: A weight for each, not negative; they are divided by their sum, so that `m` is the weighted
+        weights: One number for each, not negative; they are divided by their sum, so that `m` is the weighted
             mean of the measures.
         programs: Programs of the same arguments, whose values have the same structure.
         name: The site that says which.

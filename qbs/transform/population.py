@@ -23,7 +23,7 @@ from qbs.jaxprs import all_names, bind_equation, open_jaxpr
 from qbs.program import Program, Staged
 from qbs.transform.resampling import SCHEMES, Scheme, multinomial
 from qbs.transform.rolling import rolled
-from qbs.transform.suspension import Value, Walk, evaluate_plain
+from qbs.transform.suspension import Value, Walk, evaluate_plain, moving_in_cond
 
 
 class Particles(NamedTuple):
@@ -225,13 +225,15 @@ class Cloud(Walk):
         index, *operands = values
         if index.moves:
             return self._each_branch(branches, index, operands)
+        flags = moving_in_cond(equation, [value.moves for value in values])
 
         def take(branch: Any) -> Callable:
             def taken(state: Any, frames: list, arrays: list[Array]) -> Any:
                 inside = self.inside(state, frames)
                 own = [Value(a, moves=v.moves) for a, v in zip(arrays, operands, strict=True)]
-                outputs = inside.walk(*open_jaxpr(branch), own)
-                return inside.state, inside.frames, [inside.spread(value) for value in outputs]
+                ends = inside.walk(*open_jaxpr(branch), own)
+                outputs = [inside.spread(o) if m else o.array for o, m in zip(ends, flags, strict=True)]
+                return inside.state, inside.frames, outputs
 
             return taken
 
@@ -239,7 +241,7 @@ class Cloud(Walk):
         self.state, self.frames, outputs = lax.switch(
             index.array, [take(branch) for branch in branches], self.state, self.frames, arrays
         )
-        return [Value(output, moves=True) for output in outputs]
+        return [Value(output, moves=moves) for output, moves in zip(outputs, flags, strict=True)]
 
     def _each_branch(self, branches: Any, index: Value, operands: list[Value]) -> list[Value]:
         """Walk all branches, masking the scores of each; resampling in one takes the others' values along."""

@@ -10,7 +10,6 @@ References:
 """
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import jax
@@ -143,13 +142,12 @@ class _Mover(Walk):
             return unused(f"{wanted}_at_{name}", self.taken)
 
         def rerun(trace: dict[str, Array]) -> tuple[Array, list]:
-            semantics = Replay(lambda site: rename(f"{site}_redrawn"))
             frames, state = _prefix(
                 self.places,
                 self.steps,
                 open_jaxpr(self.staged.jaxpr)[1],
                 self.staged.operands,
-                partial(interpret, semantics=semantics),
+                lambda site: rename(f"{site}_redrawn"),
                 Weights.zero(),
                 trace,
             )
@@ -190,7 +188,7 @@ class _Mover(Walk):
 
 
 def _prefix(
-    places: list[Place], steps: list, consts: Any, operands: list, walk: Any, state: Any, given: dict
+    places: list[Place], steps: list, consts: Any, operands: list, rename: Any, state: Any, given: dict
 ) -> tuple[list, Any]:
     """Run a program up to the score where a walk stands; return frames, live values, and the state there."""
     place, *deeper = places
@@ -198,21 +196,21 @@ def _prefix(
     variables = [v for v in equation.invars if not is_literal(v)] if deeper else []
     length = place.position if deeper else place.position + 1
     part = cut(place.jaxpr, length, [*place.live, *variables])
-    walked = walk(part, consts, operands, state=state, given=given)
+    walked = interpret(part, consts, operands, Replay(rename), state, given)
     live, found = walked.outputs[: len(place.live)], iter(walked.outputs[len(place.live) :])
     if not deeper:
         return [live], walked.state
     values = [v.val if is_literal(v) else next(found) for v in equation.invars]
     if equation.primitive.name == "scan":
-        inside = _prefix_of_scan(place, deeper, steps, values, walk, walked.state, given)
+        inside = _prefix_of_scan(place, deeper, steps, values, rename, walked.state, given)
     else:
         inner = next(iter(inner_jaxprs(equation)))
-        inside = _prefix(deeper, steps, open_jaxpr(inner)[1], values, walk, walked.state, given)
+        inside = _prefix(deeper, steps, open_jaxpr(inner)[1], values, rename, walked.state, given)
     return [live, *inside[0]], inside[1]
 
 
 def _prefix_of_scan(
-    place: Place, deeper: list[Place], steps: list, values: list, walk: Any, state: Any, given: dict
+    place: Place, deeper: list[Place], steps: list, values: list, rename: Any, state: Any, given: dict
 ) -> tuple[list, Any]:
     equation = place.jaxpr.eqns[place.position]
     settings, (flags, out_moves), (now, *inner_steps) = equation.params, place.moves, steps
@@ -229,7 +227,7 @@ def _prefix_of_scan(
         step, x, here = inputs
 
         def run(state: Any, carry: list, history: list) -> Any:
-            walked = walk(jaxpr, own_consts, [*consts, *carry, *x], state=state, given=here)
+            walked = interpret(jaxpr, own_consts, [*consts, *carry, *x], Replay(rename), state, here)
             ys = [y for y, moves in zip(walked.outputs[num_carry:], ys_moves, strict=True) if moves]
             history = [buffer.at[step].set(y) for buffer, y in zip(history, ys, strict=True)]
             return walked.state, walked.outputs[:num_carry], history
@@ -247,7 +245,16 @@ def _prefix_of_scan(
         reverse=settings["reverse"],
     )
     x, here = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, now, keepdims=False), (xs, own))
-    inside, state = _prefix(deeper, inner_steps, own_consts, [*consts, *carry, *x], walk, state, given | here)
+    # The step that stands still draws under names of its own.
+    inside, state = _prefix(
+        deeper,
+        inner_steps,
+        own_consts,
+        [*consts, *carry, *x],
+        lambda site: f"{rename(site)}_now",
+        state,
+        given | here,
+    )
     moving = [flags[i] for i in (*range(num_consts), *range(num_consts + num_carry, len(flags)))]
     held = [value for value, moves in zip([*consts, *xs], moving, strict=True) if moves]
     return [held, history, *inside], state

@@ -252,14 +252,19 @@ def moving_outputs(jaxpr: Any, flags: Iterable[bool]) -> list[bool]:
         elif name == "scan":
             outputs = list(_moving_in_scan(equation, tuple(flagged)))
         elif name == "cond":
-            found = [moving_outputs(open_jaxpr(b)[0], flagged[1:]) for b in equation.params["branches"]]
-            outputs = [flagged[0] or any(branch) for branch in zip(*found, strict=True)]
+            outputs = moving_in_cond(equation, flagged)
         elif name in CALLS:
             outputs = moving_outputs(open_jaxpr(next(iter(inner_jaxprs(equation))))[0], flagged)
         else:
             outputs = [any(moves)] * len(equation.outvars)
         env.update(zip(equation.outvars, outputs, strict=True))
     return [not is_literal(v) and env.get(v, False) for v in jaxpr.outvars]
+
+
+def moving_in_cond(equation: Any, flags: list[bool]) -> list[bool]:
+    """Return which outputs of a `cond` move: all if its index does, else those that do in some branch."""
+    found = [moving_outputs(open_jaxpr(branch)[0], flags[1:]) for branch in equation.params["branches"]]
+    return [flags[0] or any(output) for output in zip(*found, strict=True)]
 
 
 def _moving_in_scan(equation: Any, flags: tuple[bool, ...]) -> tuple[bool, ...]:
