@@ -1,0 +1,89 @@
+"""Running a program: where weights go wrong, what a trace holds, and how often it is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import qbs
+
+
+def model(scale):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.factor("fine", -(x**2))
+    numpyro.factor("wrong", jnp.log(scale) + 0 * x)
+    return x
+
+
+PROGRAMS = {"plain": qbs.reify(model), "population": qbs.population(qbs.reify(model), 5)}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_score_that_is_nan_is_named(name, compiled, key):
+    run = qbs.run(PROGRAMS[name])
+    run = jax.jit(run) if compiled else run
+    with pytest.raises(Exception, match=r"the score 'wrong' of .* is NaN or infinite"):
+        jax.block_until_ready(run(key, -1.0).log_weight)
+    with pytest.raises(Exception, match="the score 'wrong'"):
+        jax.block_until_ready(run(key, np.inf).log_weight)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_score_that_made_the_weight_zero_is_named(name, key):
+    drawn = qbs.run(PROGRAMS[name])(key, 0.0)
+    assert drawn.log_weight == -jnp.inf
+    assert drawn.impossible_at == ["wrong"]
+    assert qbs.run(PROGRAMS[name])(key, 1.0).impossible_at == []
+    many = jax.vmap(lambda s: qbs.run(PROGRAMS[name])(key, s))(jnp.array([0.0, 1.0, 0.0]))
+    assert many.impossible_at == ["wrong"]
+    assert np.isfinite(many.log_weight[1])
+
+
+def test_one_nan_among_particles_is_enough(key):
+    def one_wrong():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("root", jnp.sqrt(x))  # NaN for about half of the particles
+
+    with pytest.raises(Exception, match="the score 'root'"):
+        jax.block_until_ready(qbs.run(qbs.population(qbs.reify(one_wrong), 100))(key).log_weight)
+
+
+def test_particles_are_not_in_the_trace_and_paths_are_kept_on_demand(key):
+    def series(ys):
+        def step(x, y):
+            x = numpyro.sample("x", dist.Normal(0.9 * x, 1.0))
+            numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+            return x, None
+
+        return lax.scan(step, 0.0, ys)[0]
+
+    ys = jnp.sin(jnp.arange(6.0))
+    program = qbs.reify(series)
+    plain = qbs.run(qbs.population(program, 50))(key, ys)
+    assert plain.trace == {}
+    last, paths = qbs.run(qbs.population(qbs.traced(program), 50))(key, ys).value.value
+    assert paths["x"].shape == (50, 6)
+    np.testing.assert_array_equal(paths["x"][:, -1], last)
+    assert len(np.unique(paths["x"][:, 0])) < len(np.unique(paths["x"][:, -1]))  # ancestors are shared
+
+
+def test_a_second_run_compiles_nothing(key):
+    traced = []
+
+    def counted(y):
+        traced.append(1)
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x
+
+    program = qbs.reify(counted)
+    first = qbs.run(program)(key, 0.5)
+    count = len(traced)
+    second = qbs.run(program)(key, 0.7)
+    assert len(traced) == count
+    assert first.value == second.value
+    assert first.log_weight != second.log_weight
