@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from qbs.errors import ModelError
+from qbs.inference.binding import REUSED
 from qbs.inference.mcmc.nuts import NUTS
 from qbs.inference.method import Method
 from qbs.inference.nested.dynesty import Dynesty
-from qbs.posterior import Posterior
+from qbs.inference.problem import Problem, pose
+from qbs.inference.progress import ProgressLine
+from qbs.inference.results.posterior import Posterior
+from qbs.inference.results.provenance import provenance, stopwatch
+from qbs.inference.target import Target
 from qbs.precision import Precision, precision_context
-from qbs.problem import Problem, pose
-from qbs.progress import ProgressLine
-from qbs.provenance import provenance, stopwatch
-from qbs.target import Target
 
 _NOTHING_OBSERVED = (
     "The model observes nothing, so this is its prior: is an obs= argument None, or an argument left out?"
@@ -45,7 +46,7 @@ def fit(
     A second call with the same model and data of the same shapes does not compile again.
 
     Args:
-        model: A NumPyro model, or a `qbs.Target`.
+        model: A NumPyro model, a `qbs.Program`, or a `qbs.Target`.
         *data: The model's positional arguments. Arrays may change between calls without a new
             compilation; Python integers, strings and `None` are part of the compiled program.
         method: For example `qbs.inference.mcmc.NUTS()` or `qbs.inference.nested.Dynesty()`. By default
@@ -112,11 +113,7 @@ def _mixed_precision_explained() -> Iterator[None]:
     except ValueError as error:
         if "verifier errors" not in str(error):
             raise
-        raise ModelError(
-            "an array that the model reads from outside its arguments was used in float32 earlier in this "
-            "process, and JAX would use that form again: pass it as an argument of the model, or fit with "
-            "precision='float32'"
-        ) from error
+        raise ModelError(REUSED) from error
 
 
 def _require_key(key: Any) -> None:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array
 
-from qbs.posterior import Posterior
+from qbs.inference.problem import Problem
+from qbs.inference.progress import ProgressLine
+from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
-from qbs.problem import Problem
-from qbs.progress import ProgressLine
 
 
 class Method(eqx.Module):

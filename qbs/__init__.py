@@ -19,19 +19,32 @@ __all__ = [
     "Program",
     "Target",
     "__version__",
+    "bind",
     "collapse",
+    "conditional",
     "enumerate",
     "errors",
     "fit",
+    "importance",
     "inference",
+    "integrate",
     "load",
     "log_density",
+    "map",
+    "metropolis",
+    "mixture",
     "models",
     "population",
+    "product",
+    "random_walk",
     "reify",
+    "rejuvenate",
+    "render",
     "run",
     "sample",
     "score",
+    "tempered",
+    "traced",
     "validate",
 ]
 
@@ -43,34 +56,60 @@ if TYPE_CHECKING:
     from qbs.effects import sample as sample
     from qbs.effects import score as score
     from qbs.inference.fitting import fit as fit
-    from qbs.posterior import Posterior as Posterior
+    from qbs.inference.results.posterior import Posterior as Posterior
+    from qbs.inference.results.storage import load as load
+    from qbs.inference.target import Target as Target
     from qbs.program import Program as Program
     from qbs.program import reify as reify
     from qbs.semantics.density import log_density as log_density
     from qbs.semantics.enumeration import enumerate as enumerate  # noqa: A004
+    from qbs.semantics.quadrature import integrate as integrate
+    from qbs.semantics.render import render as render
     from qbs.semantics.run import run as run
-    from qbs.storage import load as load
-    from qbs.target import Target as Target
+    from qbs.transform.composition import bind as bind
+    from qbs.transform.composition import map as map  # noqa: A004
+    from qbs.transform.composition import mixture as mixture
+    from qbs.transform.composition import product as product
+    from qbs.transform.conditional import conditional as conditional
+    from qbs.transform.importance import importance as importance
+    from qbs.transform.metropolis import metropolis as metropolis
+    from qbs.transform.metropolis import random_walk as random_walk
     from qbs.transform.population import Particles as Particles
     from qbs.transform.population import collapse as collapse
     from qbs.transform.population import population as population
+    from qbs.transform.rejuvenation import rejuvenate as rejuvenate
+    from qbs.transform.replay import traced as traced
+    from qbs.transform.tempering import tempered as tempered
 else:
     # Public name -> the module that defines it; a submodule stands for itself.
     _HOMES = {
         "Particles": "qbs.transform.population",
-        "Posterior": "qbs.posterior",
+        "Posterior": "qbs.inference.results.posterior",
         "Program": "qbs.program",
-        "Target": "qbs.target",
+        "Target": "qbs.inference.target",
+        "bind": "qbs.transform.composition",
         "collapse": "qbs.transform.population",
+        "conditional": "qbs.transform.conditional",
         "enumerate": "qbs.semantics.enumeration",
         "fit": "qbs.inference.fitting",
-        "load": "qbs.storage",
+        "importance": "qbs.transform.importance",
+        "integrate": "qbs.semantics.quadrature",
+        "load": "qbs.inference.results.storage",
         "log_density": "qbs.semantics.density",
+        "map": "qbs.transform.composition",
+        "metropolis": "qbs.transform.metropolis",
+        "mixture": "qbs.transform.composition",
         "population": "qbs.transform.population",
+        "product": "qbs.transform.composition",
+        "random_walk": "qbs.transform.metropolis",
         "reify": "qbs.program",
+        "rejuvenate": "qbs.transform.rejuvenation",
+        "render": "qbs.semantics.render",
         "run": "qbs.semantics.run",
         "sample": "qbs.effects",
         "score": "qbs.effects",
+        "tempered": "qbs.transform.tempering",
+        "traced": "qbs.transform.replay",
     }
     _SUBMODULES = ("errors", "inference", "models", "validate")
 

@@ -6,25 +6,20 @@ function that reads a global `y` would go on with the old `y` after a notebook c
 is float32 in a later float64 trace as well, or the trace fails.
 
 So each binding gives the model its own views of what it captured (`own_constants`), and keys compiled code
-by what the trace really contains (`trace_digest`).
+by what the trace really contains (`qbs.inference.digest`).
 """
 
 import copy
 import functools
-import hashlib
-import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.extend as jex
 import numpy as np
 from numpyro.primitives import Messenger
 
 # Functions of these packages hold no data of the user.
 _LIBRARIES = {"equinox", "jax", "jaxlib", "numpy", "numpyro", "optax", "qbs", "scipy"}
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def own_constants(function: Callable) -> Callable:
@@ -87,34 +82,3 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _global_names(constant)
-
-
-def trace_digest(function: Callable, *args: Any) -> str:
-    """Return a SHA-256 over the program that JAX makes of a function, the constants in it included."""
-    closed = jax.make_jaxpr(function)(*args)
-    digest = hashlib.sha256(_ADDRESS.sub("", str(closed.jaxpr)).encode())
-    for constant in [*closed.consts, *_constants(closed.jaxpr)]:
-        if jax.dtypes.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key):
-            constant = jax.random.key_data(constant)
-        values = np.ascontiguousarray(constant)
-        digest.update(f"{values.dtype.str}{values.shape}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-def _constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield the arrays that stand as literals in a jaxpr and in those inside it."""
-    for equation in jaxpr.eqns:
-        for operand in equation.invars:
-            if isinstance(operand, jex.core.Literal) and np.ndim(operand.val) > 0:
-                yield operand.val
-        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if isinstance(parameter, jex.core.ClosedJaxpr):
-                yield from parameter.consts
-                yield from _constants(parameter.jaxpr)
-            elif isinstance(parameter, jex.core.Jaxpr):
-                yield from _constants(parameter)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, jex.core.Jaxpr | jex.core.ClosedJaxpr)

@@ -71,6 +71,18 @@ def test_float32_then_float64_then_float32(model, key):
     np.testing.assert_array_equal(first.samples["theta"], again.samples["theta"])
 
 
+def test_a_program_is_fitted_as_the_model_that_it_came_from(key, compile_events):
+    program = qbs.reify(_from_global)
+    ours, models = (
+        qbs.fit(model, method=SHORT, precision="float64", key=key) for model in (program, _from_global)
+    )
+    np.testing.assert_array_equal(ours.samples["theta"], models.samples["theta"])
+    assert ours.provenance["model"] == "_from_global"
+    with compile_events() as events:
+        qbs.fit(program, method=SHORT, precision="float64", key=key)
+    assert events == []
+
+
 def test_float32_of_the_user_does_not_reach_us(key):
     y = np.array([0.1, 0.7])
     users = jax.jit(lambda scale: scale * y)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qbs.diagnostics import (
+from qbs.inference.results.diagnostics import (
     chain_problems,
     chain_statistics,
     is_constant,

@@ -1,5 +1,6 @@
 """Dynesty through `qbs.fit` against evidences and posteriors in closed form, and on bad input."""
 
+import functools
 import itertools
 import math
 
@@ -15,8 +16,8 @@ from scipy.stats import multivariate_normal
 
 import qbs
 from qbs.inference.nested import Dynesty
-from qbs.problem import pose
-from qbs.progress import ProgressLine
+from qbs.inference.problem import pose
+from qbs.inference.progress import ProgressLine
 
 FAST = Dynesty(num_live=200, dlogz=0.05)
 
@@ -44,7 +45,7 @@ def sprinkler(is_wet):
     numpyro.factor("wet", jnp.log(jnp.where(is_wet, wet, 1 - wet)))
 
 
-def autoregression(y):
+def autoregression(y, scan=scan):
     def step(previous, observed):
         state = numpyro.sample("state", dist.Normal(0.9 * previous, 1.0))
         numpyro.sample("y", dist.Normal(state, 0.5), obs=observed)
@@ -80,6 +81,11 @@ _CASES = {
     "coin": (coin, (np.array([1] * 7 + [0] * 3),), -7.185387015580417),
     "autoregression": (
         autoregression,
+        (np.sin(np.arange(3.0)),),
+        _autoregression_log_evidence(np.sin(np.arange(3.0))),
+    ),
+    "jax.lax.scan": (
+        functools.partial(autoregression, scan=jax.lax.scan),
         (np.sin(np.arange(3.0)),),
         _autoregression_log_evidence(np.sin(np.arange(3.0))),
     ),

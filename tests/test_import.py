@@ -89,7 +89,7 @@ def test_lazy_subpackage(name):
     [
         ("qbs.nonsense", "it has Particles"),
         ("qbs.posterier", "did you mean 'qbs.Posterior'"),
-        ("qbs.inference.nonsense", "it has mcmc, nested"),
+        ("qbs.inference.nonsense", "it has mcmc, nested, results"),
         ("qbs.models.nonsense", "it has cosmology"),
     ],
 )

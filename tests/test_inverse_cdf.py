@@ -11,7 +11,7 @@ import pytest
 import scipy.stats as st
 
 from qbs.errors import ModelError
-from qbs.inverse_cdf import cube_shape, from_uniforms
+from qbs.inference.nested.inverse_cdf import cube_shape, from_uniforms
 
 SEED = 20240229
 

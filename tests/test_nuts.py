@@ -12,8 +12,8 @@ from numpyro.contrib.control_flow import scan
 
 import qbs
 from qbs.inference.mcmc import NUTS
-from qbs.problem import pose
-from qbs.progress import ProgressLine
+from qbs.inference.problem import pose
+from qbs.inference.progress import ProgressLine
 
 
 def eight_schools(sigma, y=None):
@@ -124,6 +124,64 @@ def test_conjugate_posterior_in_closed_form(precision, key):
     np.testing.assert_allclose(posterior.stats["log_density"], likelihood + prior, atol=tolerance)
 
 
+# Models that NumPyro alone cannot fit: JAX's control flow around sample statements
+
+
+def _state_space(y=None, length=None):
+    def step(previous, observed):
+        x = numpyro.sample("x", dist.Normal(0.9 * previous, 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=observed)
+        return x, None
+
+    numpyro.deterministic("last", jax.lax.scan(step, 0.0, y, length=length)[0])
+
+
+def _kalman_filter(y):
+    mean, variance = 0.0, 0.0
+    for observed in y:
+        mean, variance = 0.9 * mean, 0.81 * variance + 1.0
+        gain = variance / (variance + 0.25)
+        mean, variance = mean + gain * (observed - mean), (1 - gain) * variance
+    return mean, variance
+
+
+def test_a_jax_scan_around_sites_is_fitted(key):
+    y = np.sin(np.arange(10.0))
+    posterior = qbs.fit(_state_space, y, method=NUTS(), key=key)
+    assert posterior.problems == []
+    assert posterior.samples["x"].shape == (4, 1000, 10)
+    assert posterior.derived == ("last",)
+    np.testing.assert_array_equal(posterior.samples["x"][..., -1], posterior.samples["last"])
+    mean, variance = _kalman_filter(y)
+    found, error = _mean_and_mcse(posterior.samples["last"])
+    assert abs(found[0] - mean) < 4 * error[0]
+    found, error = _mean_and_mcse((posterior.samples["last"] - mean) ** 2)
+    assert abs(found[0] - variance) < 4 * error[0]
+    predicted = posterior.predict(_state_space, None, 10, key=key)
+    residuals = predicted["y"] - posterior.samples["x"].reshape(-1, 10)
+    assert abs(residuals.mean()) < 4 * 0.5 / np.sqrt(residuals.size)
+    assert abs((residuals**2).mean() - 0.25) < 4 * 0.25 * np.sqrt(2 / residuals.size)
+
+
+def test_sites_in_a_vmap_are_fitted(key):
+    """Groups with means and observations of their own: conjugate, one by one."""
+    prior, y = np.array([0.5, -0.5]), np.array([[0.3, 0.8, 1.4], [-2.0, -1.1, -1.6]])
+
+    def model(prior, y):
+        def group(prior, y):
+            mean = numpyro.sample("mean", dist.Normal(prior, 2))
+            numpyro.sample("y", dist.Normal(mean, 1), obs=y)
+
+        jax.vmap(group)(prior, y)
+
+    posterior = qbs.fit(model, prior, y, method=NUTS(), key=key)
+    exact = (prior / 4 + y.sum(1)) / 3.25
+    found, error = _mean_and_mcse(posterior.samples["mean"])
+    assert np.all(np.abs(found - exact) < 4.5 * error)
+    found, error = _mean_and_mcse((posterior.samples["mean"] - exact) ** 2)
+    assert np.all(np.abs(found - 1 / 3.25) < 4.5 * error)
+
+
 def test_same_key_same_draws_other_key_others(key):
     model, data = _case("eight schools")
     method = NUTS(num_chains=2, num_warmup=100, num_draws=50)
@@ -199,6 +257,11 @@ def _discrete(y):
     numpyro.sample("y", dist.Normal(k, 1), obs=y)
 
 
+def _optional(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    jax.lax.cond(x > 0, lambda: numpyro.sample("extra", dist.Normal(0, 1)), lambda: 0.0)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [
@@ -209,6 +272,7 @@ def _discrete(y):
         (_always_impossible, qbs.errors.LikelihoodError, "site 'wall' is -inf"),
         (_raises, qbs.errors.ModelError, "RuntimeError: the table is empty"),
         (_discrete, qbs.errors.ModelError, "'k'.*discrete.*Dynesty"),
+        (_optional, qbs.errors.ModelError, "a branch of a cond in '_optional' passes by 'extra'"),
     ],
 )
 def test_bad_models_are_explained(model, error, words, key):

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats as st
 
 import qbs
-from qbs.posterior import to_numpy
+from qbs.inference.results.posterior import to_numpy
 
 SEED = 20240229
 

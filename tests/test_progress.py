@@ -6,8 +6,8 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from qbs import progress
-from qbs.progress import ProgressLine
+from qbs.inference import progress
+from qbs.inference.progress import ProgressLine
 
 
 class _Terminal(io.StringIO):

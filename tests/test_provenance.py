@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbs.provenance import data_fingerprint, provenance, settings, stopwatch, versions
+from qbs.inference.results.provenance import data_fingerprint, provenance, settings, stopwatch, versions
 
 
 class _Inner(eqx.Module):

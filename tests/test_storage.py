@@ -12,7 +12,7 @@ import pytest
 
 import qbs
 from qbs.errors import PosteriorFileError
-from qbs.storage import FORMAT_VERSION, load
+from qbs.inference.results.storage import FORMAT_VERSION, load
 
 SEED = 20240229
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats as st
 from rich.table import Table
 
-from qbs.summary import Summary, moments, render, summarise
+from qbs.inference.results.summary import Summary, moments, render, summarise
 
 SEED = 20240229
 

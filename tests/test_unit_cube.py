@@ -14,20 +14,19 @@ from numpyro.handlers import mask, scale, scope
 from numpyro.infer.util import log_density
 
 from qbs.errors import ModelError
-from qbs.model import bind
-from qbs.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
+from qbs.inference.binding import bind
+from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
 
 Y = np.array([0.3, -0.7, 1.1, 0.4])
 GROUPS = np.array([0, 1, 1, 0])
 
 
 # Incomplete gamma and beta functions take a second each to compile, half of that unoptimised.
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-def _at(bound, cube, point):
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _at(model, bound, cube, point):
     """Return the log likelihood and the values at a point, and NumPyro's log density of the values."""
     values = cube_values(bound, cube, point)
-    args, kwargs = bound.arguments()
-    joint = log_density(bound.function, args, kwargs, {name: values[name] for name, _ in cube.shapes})[0]
+    joint = log_density(model, (jnp.asarray(Y),), {}, {name: values[name] for name, _ in cube.shapes})[0]
     return cube_log_likelihood(bound, cube, point), values, joint
 
 
@@ -257,7 +256,7 @@ def test_cube_likelihood_and_prior_make_the_log_density(model):
         bound = bind(model, (Y,))
         cube = unit_cube(bound)
         for point in np.random.default_rng(20240229).uniform(size=(3, cube.dim)):
-            found, values, joint = jax.device_get(_at(bound, cube, point))
+            found, values, joint = jax.device_get(_at(model, bound, cube, point))
             np.testing.assert_allclose(found + log_prior(values), joint, rtol=1e-8, atol=1e-8)
             assert abs(log_prior(values)) > 1e-3
 
@@ -288,11 +287,11 @@ def test_values_are_quantiles_in_the_order_of_the_model():
 
 
 def test_a_dependent_prior_moves_with_what_it_depends_on():
-    bound = bind(dependent, (Y,))
-    cube = unit_cube(bound)
     with jax.enable_x64(True):
+        bound = bind(dependent, (Y,))
+        cube = unit_cube(bound)
         for low_u in (0.1, 0.8):
-            values = _at(bound, cube, np.array([low_u, 0.5, 0.5, 0.5]))[1]
+            values = _at(dependent, bound, cube, np.array([low_u, 0.5, 0.5, 0.5]))[1]
             low = st.norm.ppf(low_u)
             np.testing.assert_allclose(values["low"], low, rtol=1e-7)
             np.testing.assert_allclose(values["high"], st.truncnorm(0, np.inf, low, 2).ppf(0.5), rtol=1e-6)
@@ -359,6 +358,32 @@ def test_a_model_that_needs_its_data():
     found = cube_log_likelihood(bound, cube, jnp.array([0.2, 0.7]))
     effect = st.norm(0, 2).ppf([0.2, 0.7])
     np.testing.assert_allclose(found, st.norm(effect[GROUPS], 1).logpdf(Y).sum(), rtol=1e-5)
+
+
+def test_jax_control_flow_around_sites():
+    def model(y):
+        def step(state, observed):
+            state = numpyro.sample("state", dist.Normal(0.5 * state, 2))
+            numpyro.sample("seen", dist.Normal(state, 1), obs=observed)
+            return state, None
+
+        last = jax.lax.scan(step, 0.0, y)[0]
+        jax.vmap(lambda loc: numpyro.sample("batch", dist.Gamma(loc, jnp.ones(2))))(jnp.arange(1.0, 4))
+        jax.lax.cond(last > 0, lambda: numpyro.sample("side", dist.Normal(0, 1)), lambda: 0.0)
+
+    with jax.enable_x64(True):
+        bound = bind(model, (Y,))
+        cube = unit_cube(bound)
+        assert cube.shapes == (("state", (4,)), ("batch", (3, 2)), ("side", ()))
+        uniforms = jnp.linspace(0.1, 0.9, 11)
+        found, values = cube_log_likelihood(bound, cube, uniforms), cube_values(bound, cube, uniforms)
+    path = [0.0]
+    for uniform in uniforms[:4]:
+        path.append(st.norm(0.5 * path[-1], 2).ppf(uniform))
+    np.testing.assert_allclose(values["state"], path[1:], rtol=1e-7)
+    expected = st.gamma([[1, 1], [2, 2], [3, 3]]).ppf(uniforms[4:10].reshape(3, 2))
+    np.testing.assert_allclose(values["batch"], expected, rtol=1e-7)
+    np.testing.assert_allclose(found, st.norm(path[1:], 1).logpdf(Y).sum(), rtol=1e-7)
 
 
 # Refusals

@@ -11,14 +11,14 @@ from jaxtyping import Array, ArrayLike, Bool, Int
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
 
-from qbs.density import constrain, potential, site_log_probs, starting_point
-from qbs.diagnostics import chain_problems
 from qbs.errors import LikelihoodError
+from qbs.inference.binding import BoundModel
 from qbs.inference.method import Method, Pacer, require_positive
-from qbs.model import BoundModel
-from qbs.posterior import Posterior, to_numpy
-from qbs.problem import Problem, nonfinite_data, require_continuous
-from qbs.progress import ProgressLine
+from qbs.inference.problem import Problem, nonfinite_data, require_continuous
+from qbs.inference.progress import ProgressLine
+from qbs.inference.results.diagnostics import chain_problems
+from qbs.inference.results.posterior import Posterior, to_numpy
+from qbs.inference.unconstrained import constrain, potential, site_log_probs, starting_point
 
 _CAPACITY = 100  # draws a compiled block can hold
 _PRIOR_DRAWS = 20  # looked at to explain why no chain can start

@@ -13,13 +13,13 @@ from dynesty.internal_samplers import SamplerReturn, UniformBoundSampler
 from dynesty.utils import LoglOutput, unitcheck
 from jaxtyping import Array
 
-from qbs.diagnostics import weight_problems
 from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.problem import CubeProblem
-from qbs.posterior import Posterior
+from qbs.inference.problem import Problem
+from qbs.inference.progress import ProgressLine
+from qbs.inference.results.diagnostics import weight_problems
+from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
-from qbs.problem import Problem
-from qbs.progress import ProgressLine
 
 # Uniform draws from the bounding ellipsoids need no chain, so whole batches can be drawn ahead.
 # dynesty itself prefers chains from ten dimensions on.

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from qbs.errors import LikelihoodError
-from qbs.model import BoundModel
-from qbs.problem import Problem, describe, nonfinite_data
-from qbs.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
+from qbs.inference.binding import BoundModel
+from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
+from qbs.inference.problem import Problem, describe, nonfinite_data
 
 _CHUNK = 1024  # points whose values are computed in one call
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbs.atomic import replacing
 from qbs.errors import MissingExtraError
+from qbs.inference.results.atomic import replacing
 from qbs.models.cosmology.background import (
     hubble,
     hubble_distance,

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from qbs.diagnostics import scalars
+from qbs.inference.results.diagnostics import scalars
+from qbs.inference.results.posterior import Posterior
+from qbs.inference.results.summary import moments
 from qbs.models.cosmology.analysis import Analysis
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
-from qbs.posterior import Posterior
-from qbs.summary import moments
 
 # Upper ends of |ln B| and what they are called: Trotta (2008), arXiv:0803.4089, table 1.
 _JEFFREYS = ((1.0, "inconclusive"), (2.5, "weak"), (5.0, "moderate"), (math.inf, "strong"))

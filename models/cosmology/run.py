@@ -8,16 +8,16 @@ from typing import Any
 
 import jax
 
-from qbs.atomic import replacing
 from qbs.errors import PosteriorFileError, RunFileError
 from qbs.inference.fitting import fit
+from qbs.inference.results.atomic import replacing
+from qbs.inference.results.posterior import Posterior
+from qbs.inference.results.provenance import settings, versions
+from qbs.inference.results.storage import load
 from qbs.models.cosmology.analysis import Analysis, used_parameters
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
 from qbs.models.cosmology.results import ModelResult, results_as_dict
 from qbs.models.cosmology.runfile import RunFile
-from qbs.posterior import Posterior
-from qbs.provenance import settings, versions
-from qbs.storage import load
 
 Tell = Callable[[str], None]
 

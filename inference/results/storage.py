@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qbs.atomic import replacing
 from qbs.errors import PosteriorFileError
-from qbs.posterior import Posterior
+from qbs.inference.results.atomic import replacing
+from qbs.inference.results.posterior import Posterior
 
 FORMAT = "qbs posterior"
 FORMAT_VERSION = 1

@@ -13,8 +13,8 @@ from numpyro.contrib.control_flow import scan
 from numpyro.handlers import mask, scale
 from numpyro.infer.util import initialize_model, log_density
 
-from qbs.density import constrain, potential, site_log_probs, starting_point
-from qbs.model import bind
+from qbs.inference.binding import bind
+from qbs.inference.unconstrained import constrain, potential, site_log_probs, starting_point
 
 Y = np.array([0.3, -0.7, 1.1, 0.4])
 
@@ -39,6 +39,17 @@ def many_supports(y):
     def step(state, observed):
         state = numpyro.sample("state", dist.Normal(state, 1))
         numpyro.sample("seen", dist.Normal(state, rate.sum()), obs=observed)
+        return state, None
+
+    scan(step, 0.0, y)
+
+
+def walk(y):
+    spread = numpyro.sample("spread", dist.HalfNormal(1))
+
+    def step(state, observed):
+        state = numpyro.sample("state", dist.LogNormal(state, spread))
+        numpyro.sample("seen", dist.Normal(state, 0.5), obs=observed)
         return state, None
 
     scan(step, 0.0, y)
@@ -97,8 +108,6 @@ def test_potential_of_many_supports():
     def reference(position):
         values = {name: maps[name](x) for name, x in position.items()}
         change = {n: maps[n].log_abs_det_jacobian(x, values[n]) for n, x in position.items()}
-        change["rate"] *= 0.5  # NumPyro scales and masks the change of variables with its site
-        change["bounded"] *= jnp.array([1, 0])
         change = sum(jnp.sum(one) for one in change.values())
         joint, _ = log_density(many_supports, (Y,), {}, values)
         return values, joint, change
@@ -115,11 +124,48 @@ def test_potential_of_many_supports():
     np.testing.assert_allclose(densities["log_likelihood"], seen, rtol=1e-10)
 
 
-def test_potential_is_that_of_initialize_model():
-    reference = initialize_model(jax.random.key(1), regression, model_args=(Y,))
-    position = {"slope": jnp.asarray(0.4), "noise": jnp.asarray(-0.2)}
-    found = _potential(bind(regression, (Y,)), position)
-    np.testing.assert_allclose(found, reference.potential_fn(position), rtol=1e-12)
+def plates_and_vectors(y):
+    with numpyro.plate("outer", 2, dim=-2), numpyro.plate("inner", 3, dim=-1):
+        rate = numpyro.sample("rate", dist.Gamma(2, 1))
+    share = numpyro.sample("share", dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])))
+    factor = numpyro.sample("factor", dist.LKJCholesky(3, 2.0))
+    low = numpyro.sample("low", dist.Normal(0, 1))
+    above = numpyro.sample("above", dist.TruncatedNormal(low, 2, low=low))
+    cuts = numpyro.sample("cuts", dist.ImproperUniform(dist.constraints.ordered_vector, (), (3,)))
+    total = rate.sum() + share[0] + factor[2, 1] + above + cuts[2]
+    with scale(scale=2.5), numpyro.plate("data", 4), mask(mask=np.array([True, False, True, True])):
+        numpyro.sample("y", dist.StudentT(3, total, 1), obs=y)
+
+
+@pytest.mark.parametrize("model", [regression, plates_and_vectors, walk], ids=lambda model: model.__name__)
+def test_potential_and_gradient_are_numpyros(model):
+    for precision, tolerance in ((False, 1e-5), (True, 1e-12)):
+        with jax.enable_x64(precision):
+            reference = initialize_model(jax.random.key(1), model, model_args=(jnp.asarray(Y),))
+            position, bound = reference.param_info.z, bind(model, (Y,))
+            expected, slope = jax.value_and_grad(reference.potential_fn)(position)
+            np.testing.assert_allclose(_potential(bound, position), expected, rtol=tolerance)
+            found = _gradient(bound, position)
+            assert set(found) == set(slope)
+            for name in slope:
+                np.testing.assert_allclose(
+                    found[name], slope[name], rtol=10 * tolerance, atol=10 * tolerance, err_msg=name
+                )
+
+
+@pytest.mark.parametrize("handler", [scale(scale=0.5), mask(mask=False)])
+def test_the_change_of_variables_of_a_handled_site_is_whole(handler):
+    """The integral over unconstrained space is that over the values, which for NumPyro it is not."""
+
+    def model():
+        with handler:
+            numpyro.sample("x", dist.Uniform(0, 3))
+
+    grid = jnp.linspace(-40.0, 40.0, 4001)
+    bound = bind(model)
+    density = jnp.exp(-jax.vmap(lambda x: _potential(bound, {"x": x}))(grid))
+    expected = 3 ** (1 - handler.scale) if isinstance(handler, scale) else 3
+    np.testing.assert_allclose(jnp.trapezoid(density, grid), expected, rtol=1e-9)
 
 
 def test_starting_point_is_valid_and_describes_itself(key):

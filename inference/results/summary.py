@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qbs.diagnostics import chain_statistics, scalars
+from qbs.inference.results.diagnostics import chain_statistics, scalars
 
 if TYPE_CHECKING:
     import pandas

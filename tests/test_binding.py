@@ -13,8 +13,10 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import log_density
 
+import qbs
 from qbs.errors import ModelError
-from qbs.model import Site, bind, is_improper, model_name, require_latents, seeded, trace_sites
+from qbs.inference.binding import bind, model_name, require_latents
+from qbs.inference.sites import Site, is_improper, walk
 
 
 def regression(x, y=None):
@@ -28,8 +30,7 @@ def regression(x, y=None):
 @jax.jit
 def log_joint(bound, values):
     """The log density of a bound model, compiled once for all bindings alike."""
-    args, kwargs = bound.arguments()
-    return log_density(bound.function, args, kwargs, values)[0]
+    return qbs.log_density(bound.program)(values, *bound.arrays)
 
 
 X, Y = np.linspace(0, 1, 5), np.array([0.1, 0.4, 0.3, 0.9, 1.2])
@@ -39,18 +40,17 @@ X, Y = np.linspace(0, 1, 5), np.array([0.1, 0.4, 0.3, 0.9, 1.2])
 
 
 def test_sites_of_a_regression():
-    latent, others = trace_sites(bind(regression, (X, Y)))
-    assert list(latent) == ["slope", "noise"]
-    assert latent["noise"] == Site("noise", (), 0, False, "HalfNormal")
-    assert others == {"mean": "deterministic", "y": "observed"}
+    bound = bind(regression, (X, Y))
+    assert list(bound.latent) == ["slope", "noise"]
+    assert bound.latent["noise"] == Site((), is_discrete=False)
+    assert bound.scored == ("y",)
 
 
 def test_unobserved_data_is_latent():
-    latent, _ = trace_sites(bind(regression, (X,)))
-    assert latent["y"].shape == (5,)
+    assert bind(regression, (X,)).latent["y"].shape == (5,)
 
 
-def _every_kind():
+def _every_kind(switch):
     numpyro.sample("vector", dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)))
     with numpyro.plate("outer", 2, dim=-2), numpyro.plate("inner", 4, dim=-1):
         numpyro.sample("nested", dist.Gamma(1.0, 1.0))
@@ -69,22 +69,28 @@ def _every_kind():
         return state, None
 
     scan(step, 0.0, None, length=6)
+    jax.lax.scan(lambda carry, _: (numpyro.sample("walk", dist.Normal(carry, 1)), None), 0.0, None, length=7)
+    jax.vmap(lambda loc: numpyro.sample("batch", dist.Normal(loc, 1).expand([2])))(jnp.arange(3.0))
+    jax.lax.cond(switch > 0, lambda: numpyro.sample("branch", dist.Beta(1, 1)), lambda: 0.0)
 
 
 def test_sites_of_every_kind():
-    latent, others = trace_sites(bind(_every_kind))
-    assert {name: (s.shape, s.event_dim, s.is_discrete, s.family) for name, s in latent.items()} == {
-        "vector": ((3,), 1, False, "MultivariateNormal"),
-        "nested": ((2, 4), 0, False, "Gamma"),
-        "weights": ((2, 4, 3), 1, False, "Dirichlet"),
-        "rows": ((2, 5), 1, False, "Normal"),
-        "count": ((), 0, True, "Poisson"),
-        "masked": ((), 0, False, "Beta"),
-        "nothing": ((0,), 0, False, "Normal"),
-        "improper": ((2,), 0, False, "ImproperUniform"),
-        "state": ((6,), 0, False, "Normal"),
-    }
-    assert others == {"extra": "observed", "constant": "param"}
+    bound = bind(_every_kind, (np.array(1.0),))
+    assert list(bound.latent.items()) == [
+        ("vector", Site((3,), False)),
+        ("nested", Site((2, 4), False)),
+        ("weights", Site((2, 4, 3), False)),
+        ("rows", Site((2, 5), False)),
+        ("count", Site((), True)),
+        ("masked", Site((), False)),
+        ("nothing", Site((0,), False)),
+        ("improper", Site((2,), False)),
+        ("state", Site((6,), False)),
+        ("walk", Site((7,), False)),
+        ("batch", Site((3, 2), False)),
+        ("branch", Site((), False, is_optional=True)),
+    ]
+    assert bound.scored == ("extra",)
 
 
 def test_binding_computes_nothing():
@@ -95,10 +101,10 @@ def test_binding_computes_nothing():
         x = jax.lax.while_loop(lambda _: True, lambda v: v, x)
         numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
-    assert list(trace_sites(bind(endless, (Y,)))[0]) == ["x"]
+    assert list(bind(endless, (Y,)).latent) == ["x"]
 
 
-def test_seeded_draws_improper_sites_inside_their_support(key):
+def test_improper_sites_are_drawn_inside_their_support(key):
     flat = dist.ImproperUniform(dist.constraints.interval(3.0, 3.5), (2,), ())
 
     def model():
@@ -107,26 +113,28 @@ def test_seeded_draws_improper_sites_inside_their_support(key):
             numpyro.sample("expanded", flat)
         numpyro.sample("normal", dist.Normal(-7, 0.01))
 
-    trace = numpyro.handlers.trace(seeded(model, key)).get_trace()
+    trace = walk(bind(model).program, (), key, {}).trace
     for name, shape in {"flat": (2,), "expanded": (5, 2)}.items():
-        assert trace[name]["value"].shape == shape
-        assert np.all((trace[name]["value"] > 3) & (trace[name]["value"] < 3.5))
-        assert is_improper(trace[name]["fn"])
-    assert abs(trace["normal"]["value"] + 7) < 0.1
-    assert not is_improper(trace["normal"]["fn"])
+        assert trace[name].shape == shape
+        assert np.all((trace[name] > 3) & (trace[name] < 3.5))
+    assert abs(trace["normal"] + 7) < 0.1
     assert is_improper(flat.expand([3, 2]).mask(True).to_event(1))
+    assert not is_improper(dist.Normal(0, 1).expand([3]))
 
 
 # What becomes of the arguments
 
 
 def _seen_arguments(*args, **kwargs):
-    """Return what a model is called with after binding."""
+    """Return what a model is called with after binding, the data in place of what traces it."""
 
-    def model(*_args, **_kwargs):
-        numpyro.sample("x", dist.Normal(0, 1))
+    class Model:
+        def __call__(self, *args, **kwargs):
+            self.call = args, kwargs
+            numpyro.sample("x", dist.Normal(0, 1))
 
-    return bind(model, args, kwargs).arguments()
+    arrays = iter(bind(model := Model(), args, kwargs).arrays)
+    return jax.tree.map(lambda leaf: next(arrays) if isinstance(leaf, jax.Array) else leaf, model.call)
 
 
 def test_python_values_stay_and_numbers_become_arrays():
@@ -187,7 +195,7 @@ def test_data_frame_columns_and_frames():
         effect = numpyro.sample("effect", dist.Normal(0, 1).expand([index.max() + 1]))
         numpyro.sample("y", dist.Normal(effect[index], 1), obs=y)
 
-    assert trace_sites(bind(by_name, (frame["name"], frame["y"])))[0]["effect"].shape == (2,)
+    assert bind(by_name, (frame["name"], frame["y"])).latent["effect"].shape == (2,)
 
 
 def test_missing_values_of_a_nullable_column_are_nan():
@@ -226,7 +234,7 @@ def test_binding_new_data_does_not_compile_again():
     def model(x, y, degree, *, mode):
         regression(x**degree, y)
 
-    counted = jax.jit(lambda bound, values: log_density(bound.function, *bound.arguments(), values)[0])
+    counted = jax.jit(lambda bound, values: qbs.log_density(bound.program)(values, *bound.arrays))
 
     values = {"slope": jnp.asarray(0.5), "noise": jnp.asarray(1.5)}
     results = []
@@ -268,7 +276,7 @@ def test_a_bound_model_is_a_pytree_of_its_data():
     leaves = jax.tree.leaves(bound)
     assert [leaf.shape for leaf in leaves] == [(5,), (5,)]
     doubled = jax.tree.map(lambda leaf: 2 * leaf, bound)
-    np.testing.assert_allclose(doubled.arguments()[0][1], 2 * Y, rtol=1e-6)
+    np.testing.assert_allclose(doubled.arrays[1], 2 * Y, rtol=1e-6)
 
 
 # Models that need the values of their data
@@ -304,7 +312,7 @@ def test_models_that_need_concrete_data(count, as_array):
         numpyro.sample("y", dist.Normal(effect.sum() + groups, 1), obs=y)
 
     bound = bind(model, (groups, as_array(Y)))
-    assert trace_sites(bound)[0]["effect"].shape == (3,)
+    assert bound.latent["effect"].shape == (3,)
     values = {"effect": jnp.array([0.1, 0.2, 0.3])}
     expected = log_density(model, (np.array([0, 1, 2, 0, 1]), Y), {}, values)[0]
     np.testing.assert_allclose(log_joint(bound, values), expected, rtol=1e-5)
@@ -382,8 +390,8 @@ def _subsamples():
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (_twice, "site name 'x' appears twice in the model '_twice'"),
-        (_twice_factor, "site name 'f' appears twice"),
+        (_twice, "site name 'x' appears twice in '_twice'"),
+        (_twice_factor, "site name 'f' appears twice in '_twice_factor'"),
         (_latent_branch, "value of a latent site.*jax.lax.cond"),
         (_latent_numpy, "value of a latent site.*jax.numpy"),
         (_shapes, "cannot be run on draws from its prior: it raised TypeError: add got incompatible shapes"),
@@ -412,7 +420,7 @@ def test_a_whole_plate_is_no_subsample():
         with numpyro.plate("data", 4, subsample_size=4):
             numpyro.sample("x", dist.Normal(0, 1))
 
-    assert trace_sites(bind(model))[0]["x"].shape == (4,)
+    assert bind(model).latent["x"].shape == (4,)
 
 
 @pytest.mark.parametrize("thing", [3, "model", None, dist.Normal(0, 1).log_prob(0.0)])
@@ -424,8 +432,8 @@ def test_what_is_no_function_is_refused(thing):
 def test_no_latent_sites():
     bound = bind(lambda y: numpyro.sample("y", dist.Normal(0, 1), obs=y), (Y,), name="empty")
     with pytest.raises(ModelError, match=r"'empty' has no latent sites.*obs="):
-        require_latents(trace_sites(bound)[0], bound.name)
-    require_latents(trace_sites(bind(regression, (X, Y)))[0], "regression")
+        require_latents(bound)
+    require_latents(bind(regression, (X, Y)))
 
 
 def test_names():

@@ -10,8 +10,9 @@ import numpy as np
 
 from qbs.captured import own_constants
 from qbs.errors import LikelihoodError, ModelError
-from qbs.model import BoundModel, Site, bind, require_latents, seeded, trace_sites
-from qbs.target import Target, require_scalar
+from qbs.inference.binding import BoundModel, bind, require_latents
+from qbs.inference.sites import Site, walk
+from qbs.inference.target import Target, require_scalar
 
 T = TypeVar("T")
 
@@ -21,21 +22,27 @@ class Problem:
     """A model with its data, checked and ready for a method.
 
     Attributes:
-        name: What messages and results call it.
         bound: The model with its data; for a black box, its priors alone.
-        latent: The latent sites by name.
         black_box: Log likelihood of one dictionary of NumPy values, or `None` where the bound model
             contains the likelihood.
         derive: Derived quantities of one dictionary of NumPy values, for a black box.
         is_prior: Whether nothing in the model is observed.
     """
 
-    name: str
     bound: BoundModel
-    latent: Mapping[str, Site]
     black_box: Callable[[dict[str, Any]], float] | None = None
     derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     is_prior: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages and results call it."""
+        return self.bound.name
+
+    @property
+    def latent(self) -> dict[str, Site]:
+        """The latent sites by name."""
+        return self.bound.latent
 
     @property
     def is_continuous(self) -> bool:
@@ -64,9 +71,8 @@ def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None, *, na
     if isinstance(model, Target):
         return _pose_target(model, data, name or model.name)
     bound = bind(model, data, kwargs, name=name)
-    latent, others = trace_sites(bound)
-    require_latents(latent, bound.name)
-    return Problem(bound.name, bound, latent, is_prior="observed" not in others.values())
+    require_latents(bound)
+    return Problem(bound, is_prior=not bound.scored)
 
 
 def _pose_target(target: Target, data: tuple, name: str) -> Problem:
@@ -79,13 +85,13 @@ def _pose_target(target: Target, data: tuple, name: str) -> Problem:
         bound = bind(own.as_model, data, name=name, identity=target)
     except ModelError:
         return _as_black_box(target, data, name)  # calls it on numbers, and reports the error if there is one
-    return Problem(name, bound, trace_sites(bound)[0])
+    return Problem(bound)
 
 
 def _as_black_box(target: Target, data: tuple, name: str) -> Problem:
     bound = bind(target.sample_priors, data, name=name, identity=target)
-    draw = seeded(target.sample_priors, jax.random.key(0))()
-    first = {name: np.asarray(value)[()] for name, value in draw.items()}
+    draw = walk(bound.program, bound.arrays, jax.random.key(0), {}).trace
+    first = {name: np.asarray(draw[name])[()] for name in bound.latent}
 
     def log_likelihood(parameters: dict[str, Any]) -> float:
         try:
@@ -104,7 +110,7 @@ def _as_black_box(target: Target, data: tuple, name: str) -> Problem:
     log_likelihood(first)
     if target.derived is not None:
         _check_derived(target, target.derived, first)
-    return Problem(name, bound, trace_sites(bound)[0], log_likelihood, target.derived)
+    return Problem(bound, log_likelihood, target.derived)
 
 
 def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[str, Any]) -> None:
@@ -141,6 +147,12 @@ def require_continuous(problem: Problem, method: str) -> None:
         raise ModelError(
             f"{method} needs continuous latent sites, and {', '.join(map(repr, problem.discrete))} of "
             f"{problem.name!r} is discrete: sum it out, or use method=qbs.inference.nested.Dynesty()"
+        )
+    if optional := [name for name, site in problem.latent.items() if site.is_optional]:
+        raise ModelError(
+            f"{method} needs latent sites that are always there, and a branch of a cond in {problem.name!r} "
+            f"passes by {', '.join(map(repr, optional))}: draw before the cond and use the value inside, or "
+            "use method=qbs.inference.nested.Dynesty()"
         )
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qbs.diagnostics import kish_ess
-from qbs.summary import Summary, summarise
+from qbs.inference.results.diagnostics import kish_ess
+from qbs.inference.results.summary import Summary, summarise
 
 if TYPE_CHECKING:
     import xarray
@@ -148,19 +148,26 @@ class Posterior:
             Site name to array with a leading axis over predictions: every site of the model that is not
             in `samples`, drawn, and the deterministic ones, computed anew.
         """
-        from numpyro.infer import Predictive
+        from qbs.inference.binding import bind
+        from qbs.inference.sites import walk
 
+        bound = bind(model, data)
         draws = self.resample(num_draws)
         given = {name: jnp.asarray(values) for name, values in draws.items() if name not in self.derived}
-        predicted = Predictive(model, posterior_samples=given)(key, *data)
-        return {name: np.asarray(values) for name, values in predicted.items()}
+
+        def predicted(key_and_draw: tuple[Array, dict[str, Array]]) -> dict[str, Array]:
+            trace = walk(bound.program, bound.arrays, *key_and_draw).trace
+            return {name: value for name, value in trace.items() if name not in given}
+
+        keys = jax.random.split(key, len(next(iter(draws.values()))))
+        return to_numpy(jax.lax.map(predicted, (keys, given)))
 
     def to_datatree(self) -> "xarray.DataTree":
         """Return the posterior as an ArviZ data tree, for all of ArviZ's plots and statistics.
 
         Weighted draws are resampled to equal weights first; evidence, seed and settings are attributes.
         """
-        from qbs.export import to_datatree
+        from qbs.inference.results.export import to_datatree
 
         return to_datatree(self)
 
@@ -182,13 +189,13 @@ class Posterior:
         Returns:
             The files written.
         """
-        from qbs.export import to_getdist
+        from qbs.inference.results.export import to_getdist
 
         return to_getdist(self, Path(root), labels or {}, ranges or {})
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, which `qbs.load` reads; an existing file is replaced at the end."""
-        from qbs.storage import save
+        from qbs.inference.results.storage import save
 
         return save(self, Path(path))
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qbs.atomic import replacing
-from qbs.diagnostics import scalars
+from qbs.inference.results.atomic import replacing
+from qbs.inference.results.diagnostics import scalars
 
 if TYPE_CHECKING:
     import xarray
 
-    from qbs.posterior import Posterior
+    from qbs.inference.results.posterior import Posterior
 
 Ranges = Mapping[str, tuple[float | None, float | None]]
 
