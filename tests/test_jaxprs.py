@@ -38,11 +38,17 @@ def with_reverse_rule(x):
 with_reverse_rule.defvjp(lambda x: (draw(x), None), lambda _, cotangent: (cotangent,))
 
 
-@pytest.mark.parametrize(
-    "function", [jax.jit(draw), jax.checkpoint(draw), with_rule, with_reverse_rule], ids=repr
-)
-def test_calls_hold_one_jaxpr(function):
-    equation = primitive_of(function, 0.0)
+CALLS = {
+    "jit": jax.jit(draw),
+    "checkpoint": jax.checkpoint(draw),
+    "custom_jvp": with_rule,
+    "custom_vjp": with_reverse_rule,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_hold_one_jaxpr(name):
+    equation = primitive_of(CALLS[name], 0.0)
     assert equation.primitive.name in jaxprs.CALLS
     inner, _ = jaxprs.open_jaxpr(next(iter(jaxprs.inner_jaxprs(equation))))
     assert len(inner.invars) == len(equation.invars)

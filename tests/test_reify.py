@@ -32,6 +32,8 @@ from numpyro.infer.util import log_density as numpyro_log_density
 
 import qbs
 from qbs.captured import own_constants
+from qbs.effects import sample_p
+from qbs.jaxprs import all_names
 
 TOLERANCE = {False: 1e-6, True: 1e-12}  # with and without float64
 DRAWS = np.random.default_rng(7)
@@ -637,15 +639,15 @@ def matrices():
     numpyro.sample("car", dist.CAR(jnp.zeros(3), 0.5, 1.0, neighbours))
 
 
-def _place(given: dict) -> Callable:
-    """Return a `substitute_fn` that gives each latent site a value in its support, another in every step."""
+def _place(names: set[str], given: dict) -> Callable:
+    """Return a `substitute_fn` that gives each of these sites a value in its support, another in every step."""
 
     def place(site):
         name = site["name"]
-        if name in given and not site.get("is_observed", False):
-            return jnp.asarray(given[name])
-        if site["type"] != "sample" or site["is_observed"]:
+        if name not in names:
             return None
+        if name in given:
+            return given[name]
         fn, start = site["fn"], len(name) + site["infer"].get("_scan_current_index", 0)
         shape = tuple(site["kwargs"]["sample_shape"]) + fn.shape()
         if fn.support.is_discrete:
@@ -655,12 +657,6 @@ def _place(given: dict) -> Callable:
         return transform(0.7 * jnp.sin(start + jnp.arange(math.prod(free), dtype=float)).reshape(free))
 
     return place
-
-
-def _latents(model: Callable, args: tuple, given: dict) -> dict[str, np.ndarray]:
-    trace = handlers.trace(handlers.substitute(model, substitute_fn=_place(given))).get_trace(*args)
-    latent = [n for n, site in trace.items() if site["type"] == "sample" and not site["is_observed"]]
-    return {name: trace[name]["value"] for name in latent} | given
 
 
 def _split(args: tuple) -> tuple[list, Callable]:
@@ -677,44 +673,53 @@ def _split(args: tuple) -> tuple[list, Callable]:
     return [leaves[i] for i in where], back
 
 
+# LLVM's own optimization is most of the time that these tests take.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def compare(this: Case) -> dict[bool, tuple[float, float]]:
     """Return the largest relative differences of value and gradient, by precision."""
     arrays, back = _split(this.args)
     program, reference = qbs.reify(this.model), this.reference or this.model
-    differences = {}
+
+    def ours(floats, others, arrays):
+        return qbs.log_density(program)(floats | others, *back(arrays))
+
     with jax.enable_x64(True):
-        own = own_constants(reference)
-        latent = jax.jit(lambda arrays: _latents(own, back(arrays), this.given))(arrays)
-        latent = jax.tree.map(np.asarray, latent)
-        floats = {k: v for k, v in latent.items() if v.dtype.kind == "f"}
-        others = {k: v for k, v in latent.items() if k not in floats}
+        sites = all_names(program.stage(*this.args).jaxpr, {sample_p})
+        model = own_constants(reference)
 
-        def terms(floats, arrays):
-            given = this.theirs(floats | others)
-            found, _ = compute_log_probs(own, back(arrays), {}, given, sum_log_prob=False)
-            terms = jnp.concatenate([jnp.zeros(1), *[jnp.ravel(term) for term in found.values()]])
-            return terms, terms
+        def latents(arrays, given):
+            place = _place(set(this.theirs(dict.fromkeys(sites, np.zeros(1)))), given)
+            trace = handlers.trace(handlers.substitute(model, substitute_fn=place)).get_trace(*back(arrays))
+            return {name: trace[name]["value"] for name in sites}
 
-        slopes, values = jax.jit(jax.jacfwd(terms, has_aux=True))(floats, arrays)
-        size = np.maximum(np.abs(values), 1.0).sum()
-        sizes = jax.tree.map(lambda slope: 1.0 + np.abs(slope).sum(0), slopes)
+        def terms(floats, others, arrays):
+            found, _ = compute_log_probs(
+                model, back(arrays), {}, this.theirs(floats | others), sum_log_prob=False
+            )
+            flat = jnp.concatenate([jnp.zeros(1), *[jnp.ravel(term) for term in found.values()]])
+            return flat, flat
+
+        found = jax.tree.map(np.asarray, _jit(latents)(arrays, this.given))
+        floats = {name: value for name, value in found.items() if value.dtype.kind == "f"}
+        others = {name: value for name, value in found.items() if name not in floats}
+        floats["no site"] = np.zeros(())
+        slopes, values = _jit(jax.jacfwd(terms, has_aux=True))(floats, others, arrays)
+    size = np.maximum(np.abs(values), 1.0).sum()
+    sizes = jax.tree.map(lambda slope: 1.0 + np.abs(slope).sum(0), slopes)
+    differences = {}
     for precision in (False, True):
         with jax.enable_x64(precision):
-            own = own_constants(reference)
+            model = own_constants(reference)
 
-            def ours(floats, others, arrays):
-                return qbs.log_density(program)(floats | others, *back(arrays))
+            def theirs(floats, others, arrays, model=model):
+                return numpyro_log_density(model, back(arrays), {}, this.theirs(floats | others))[0] + 0.0
 
-            def theirs(floats, others, arrays, own=own):
-                given = this.theirs(floats | others)
-                return numpyro_log_density(own, back(arrays), {}, given)[0] + 0.0
-
-            (a, da), (b, db) = (
-                jax.jit(jax.value_and_grad(f))(floats, others, arrays) for f in (ours, theirs)
-            )
-            assert np.isfinite(b)
-            apart = jax.tree.map(lambda x, y, size: np.max(np.abs(x - y) / size, initial=0.0), da, db, sizes)
-            differences[precision] = float(abs(a - b) / size), max([0.0, *map(float, apart.values())])
+            (a, da), (b, db) = (_jit(jax.value_and_grad(f))(floats, others, arrays) for f in (ours, theirs))
+        assert np.isfinite(b)
+        apart = jax.tree.map(lambda x, y, size: float(np.max(np.abs(x - y) / size)), da, db, sizes)
+        differences[precision] = float(abs(a - b) / size), max(apart.values())
     return differences
 
 
