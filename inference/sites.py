@@ -93,7 +93,7 @@ class _BySite(Semantics):
 
 def _draw(distribution: dist.Distribution, key: Array) -> Array:
     if not is_improper(distribution):
-        return distribution.sample(key)
+        return jnp.asarray(distribution.sample(key))
     transform = dist.biject_to(distribution.support)
     shape = transform.inverse_shape(distribution.shape())
     return transform(jax.random.uniform(key, shape, minval=-2.0, maxval=2.0))

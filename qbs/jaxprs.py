@@ -4,10 +4,13 @@ Only `jax.extend.core` is imported, but the parameters of JAX's own primitives a
 `tests/test_jaxprs.py` fails with a new JAX that changed them.
 """
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax.extend as jex
+from jax import lax
+from jax.interpreters import batching
 
 from qbs.effects import EFFECTS, sample_p
 from qbs.errors import ProgramError
@@ -83,6 +86,31 @@ def inner_names(jaxpr: Any) -> frozenset[str]:
         for inner in inner_jaxprs(equation):
             found |= inner_names(inner)
     return frozenset(found)
+
+
+@contextlib.contextmanager
+def refusing_batched_branches() -> Iterator[None]:
+    """Refuse `jax.vmap` of a `lax.cond` with effects whose predicate is batched.
+
+    JAX makes a select of it, after which the scores of both branches would count.
+    """
+    rules = batching.fancy_primitive_batchers
+    original = rules[lax.cond_p]
+
+    def rule(axis: Any, operands: Any, dims: Any, *, branches: Any, **settings: Any) -> Any:
+        names = sorted(frozenset().union(*map(all_names, branches)))
+        if dims[0] is not None and names:
+            raise ProgramError(
+                f"jax.vmap around a lax.cond whose predicate is mapped would run all its branches, with "
+                f"{', '.join(map(repr, names))} in them: draw and score outside of the lax.cond"
+            )
+        return original(axis, operands, dims, branches=branches, **settings)
+
+    rules[lax.cond_p] = rule
+    try:
+        yield
+    finally:
+        rules[lax.cond_p] = original
 
 
 def has_effects(equation: Any) -> bool:

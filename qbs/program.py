@@ -22,7 +22,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from qbs.captured import own_constants
 from qbs.effects import note, note_p, sample, sample_p, score, score_p
 from qbs.errors import ProgramError
-from qbs.jaxprs import Jaxpr, has_effects, inner_jaxprs, is_literal, open_jaxpr
+from qbs.jaxprs import Jaxpr, has_effects, inner_jaxprs, is_literal, open_jaxpr, refusing_batched_branches
 
 # JAX keeps the jaxprs of jitted functions and loop bodies by function, and knows nothing of the handlers that
 # stand around them. With a value of its own for each staging, none is taken over from another.
@@ -82,7 +82,7 @@ class Program(eqx.Module):
         def traced(leaves: list[Array]) -> Any:
             return self.function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
 
-        with _reifying() as sites, _staging(object()):
+        with _reifying() as sites, _staging(object()), refusing_batched_branches():
             before = len(sites.observed)
             try:
                 jaxpr, shape = jax.make_jaxpr(traced, return_shape=True)(operands)
@@ -170,7 +170,7 @@ def reify(model: Callable) -> Program:
     own = own_constants(model)
 
     def program(*args: Any) -> Any:
-        return own(*args)
+        return own_constants(own)(*args)  # views of its own for each staging, in its own precision
 
     return Program(program, getattr(named, "__name__", type(named).__name__))
 

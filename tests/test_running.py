@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import qbs
+from qbs.errors import ProgramError
 
 
 def model(scale):
@@ -87,3 +88,31 @@ def test_a_second_run_compiles_nothing(key):
     assert len(traced) == count
     assert first.value == second.value
     assert first.log_weight != second.log_weight
+
+
+def test_a_mapped_branch_is_refused():
+    """JAX makes a select of it, and the scores of both branches would count: -22 in place of -29."""
+
+    def mapped():
+        def one(y):
+            lax.cond(y > 0, lambda: numpyro.factor("a", y), lambda: numpyro.factor("b", 10 * y))
+
+        jax.vmap(one)(jnp.array([1.0, -1.0, -2.0]))
+
+    with pytest.raises(ProgramError, match="predicate is mapped would run all its branches, with 'a', 'b'"):
+        qbs.run(qbs.reify(mapped))(jax.random.key(0))
+
+
+def test_a_program_serves_both_precisions(key):
+    data = np.array([0.1, 0.2])
+
+    def captured():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=data)
+
+    program = qbs.reify(captured)
+    single = qbs.log_density(program)({"x": 0.3})
+    with jax.enable_x64(True):
+        double = qbs.log_density(program)({"x": 0.3})
+    assert (single.dtype, double.dtype) == (jnp.float32, jnp.float64)
+    assert single == pytest.approx(float(double), rel=1e-6)

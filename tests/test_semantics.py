@@ -392,6 +392,18 @@ def test_two_narrow_peaks():
     assert measure.expect(lambda x: x > 0) == pytest.approx(parts[0] / parts.sum(), rel=1e-7)
 
 
+def test_far_out_the_likelihood_need_not_be_a_number():
+    def model():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, jnp.exp(x)), obs=0.7)  # NaN where exp(x) is 0
+
+    def density(x):
+        return stats.norm.pdf(x) * stats.norm(0, np.exp(x)).pdf(0.7)
+
+    expected, _ = scipy_integrate.quad(density, -10, 10, epsabs=0, epsrel=1e-12)
+    assert qbs.integrate(qbs.reify(model))().total_mass == pytest.approx(expected, rel=1e-10)
+
+
 def test_narrow_ridge():
     """Two choices of which the data know one combination only."""
 

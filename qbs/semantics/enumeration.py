@@ -216,8 +216,9 @@ class _AtOutcome(Semantics):
 
 
 def _plus(log_mass: Array, increment: Any) -> Array:
-    """Add to a log mass; where it is already `-inf`, what comes after does not matter, NaN included."""
-    return jnp.where(log_mass == -jnp.inf, log_mass, log_mass + increment)
+    """Add to a log mass; where there is next to no mass, what comes after does not matter, NaN included."""
+    total = log_mass + increment
+    return jnp.where(jnp.isnan(total) & (log_mass < -1e4), -jnp.inf, total)
 
 
 def find_choices(staged: Staged, law_of: LawOf) -> list[Choice]:

@@ -65,14 +65,15 @@ def integrate(
 
     For programs of one to three continuous scalar choices, and finite discrete ones. Runs in float64. The
     number of nodes of each continuous choice doubles until the total mass stays the same. Convergence is
-    slow where the integrand has jumps. Not found are peaks far apart that are each much narrower than the
-    first grid (4097 nodes for one choice, 513 each for two, 65 for three); and lost is the mass nearer to
-    a bound other than 0 than rounding: 1e-8 of it where the density goes with distance to the power -1/2.
+    slow where the integrand has jumps, and where one choice is the scale of another and may be next to
+    zero. Not found are peaks far apart that are each much narrower than the first grid (4097 nodes for one
+    choice, 513 each for two, 65 for three); and lost is the mass nearer to a bound other than 0 than
+    rounding: 1e-8 of it where the density goes with distance to the power -1/2.
 
     Args:
         program: The program.
         tolerance: The largest relative change of the total mass at the last doubling.
-        max_points: The largest number of points.
+        max_points: The largest number of points, roughly.
 
     Returns:
         A function of the program's arguments. The measure's atoms are the program's values at the points
@@ -162,8 +163,7 @@ def _law(name: str, distribution: Any) -> Law:
             transform = dist.biject_to(support)
             value = transform(node.position)
             log_stretch = transform.log_abs_det_jacobian(node.position, value)
-        log_mass = distribution.log_prob(value) + log_stretch + node.log_weight
-        return value, jnp.where(log_mass < -1e30, -jnp.inf, log_mass)
+        return value, distribution.log_prob(value) + log_stretch + node.log_weight
 
     zeros = jnp.zeros(distribution.batch_shape)
     return Law(0, _Node(zeros, zeros, zeros), at)
