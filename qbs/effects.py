@@ -167,6 +167,9 @@ def batched_distribution(leaves: list, structure: Any, axes: Any) -> dist.Distri
         axes: The batch axes, outermost first: a size, and for each leaf the position of that axis in the
             leaf that is left when the axes before it are taken away.
     """
+    if len(axes) == 1 and all(position is None for position in axes[0][1]):  # draws of one distribution
+        single = jax.tree.unflatten(structure, leaves)
+        return single.expand((axes[0][0], *single.batch_shape))
     for depth, (size, where) in enumerate(axes):
         if all(position is None for position in where):  # independent draws of one distribution
             first = jnp.expand_dims(leaves[0], depth)
@@ -190,4 +193,9 @@ def _promoted(rebuilt: dist.Distribution, depth: int) -> dist.Distribution:
         return base.expand((*base.batch_shape[:depth], *rebuilt.batch_shape))
     if isinstance(rebuilt, dist.Independent):
         return _promoted(rebuilt.base_dist, depth).to_event(rebuilt.reinterpreted_batch_ndims)
-    return promote_batch_shape(rebuilt)
+    promoted = promote_batch_shape(rebuilt)
+    for name, inner in vars(rebuilt).items():
+        # What NumPyro draws with inside, where it leaves that as it was.
+        if isinstance(inner, dist.Distribution) and vars(promoted)[name] is inner:
+            vars(promoted)[name] = _promoted(inner, depth)
+    return promoted

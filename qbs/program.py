@@ -339,7 +339,9 @@ def _with_its_support(fn: dist.Distribution) -> dist.Distribution:
     """
     own = copy.copy(fn)
     inner = {k: _with_its_support(v) for k, v in vars(fn).items() if isinstance(v, dist.Distribution)}
-    vars(own).update(inner, _validate_args=fn._validate_args)
+    # NumPyro's Levy forgets its support as well.
+    keeps = fn._validate_args and jax.tree.map(lambda leaf: leaf, fn).support is not None
+    vars(own).update(inner, _validate_args=keeps)
     return own
 
 
