@@ -380,7 +380,8 @@ def _unbounded():
         (lambda key: qbs.enumerate(qbs.reify(schools))(Y), "'mu' has no finite support"),
         (lambda key: qbs.sample("x", dist.Normal(0, 1)), "'x' was reached outside a program"),
         (lambda key: qbs.score(0.0, name="s"), "'s' was reached outside a program"),
-        (lambda key: qbs.run(qbs.population(qbs.reify(tree), 2))(key), "predicate differs among particles"),
+        (lambda key: qbs.population(qbs.reify(coin), 2, chunk_size=0), "chunk_size must be a whole number"),
+        (lambda key: qbs.population(qbs.reify(coin), 2, num_path_nodes=1), "at least num_particles"),
         (lambda key: qbs.population(qbs.reify(coin), 0), "num_particles must be a whole number above 0"),
         (
             lambda key: qbs.population(qbs.reify(coin), 2, resample="best"),

@@ -72,6 +72,60 @@ def test_particles_are_not_in_the_trace_and_paths_are_kept_on_demand(key):
     assert len(np.unique(paths["x"][:, 0])) < len(np.unique(paths["x"][:, -1]))  # ancestors are shared
 
 
+def walk_there_and_back(ys):
+    """Two sites in each of two scans, one of them backwards; a score between, and more after."""
+
+    def step(x, y):
+        x = numpyro.sample("x", dist.Normal(0.9 * x, 1.0))
+        with numpyro.plate("both", 2):
+            z = numpyro.sample("z", dist.Normal(x, 1.0))
+        numpyro.sample("y", dist.Normal(z.sum(), 0.5), obs=y)
+        return x, z
+
+    x, zs = lax.scan(step, 0.0, ys)
+    numpyro.factor("between", -(zs[0] ** 2).sum())
+
+    def back(w, y):
+        w = numpyro.sample("w", dist.Normal(w, 1.0))
+        numpyro.sample("v", dist.Normal(w, 0.5), obs=y)
+        return w, x * w
+
+    w, products = lax.scan(back, x, ys, reverse=True)
+    numpyro.factor("after", -(w**2))
+    return zs, products
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.6])
+@pytest.mark.parametrize("settings", [{"num_path_nodes": 900}, {"chunk_size": 7}, {"chunk_size": 100}])
+def test_what_saves_memory_changes_nothing(settings, threshold, key):
+    """Paths from a tree, and particles in chunks, are those that are stored and evaluated whole."""
+    program, ys = qbs.traced(qbs.reify(walk_there_and_back)), jnp.sin(jnp.arange(40.0))
+    plain = qbs.run(qbs.population(program, 60, threshold=threshold))(key, ys)
+    other = qbs.run(qbs.population(program, 60, threshold=threshold, **settings))(key, ys)
+    assert float(other.log_weight) == pytest.approx(float(plain.log_weight), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(plain.value), jax.tree.leaves(other.value), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    (zs, products), trace = plain.value.value
+    np.testing.assert_array_equal(zs, trace["z"])
+    np.testing.assert_allclose(products, trace["x"][:, -1:] * trace["w"], rtol=1e-5)
+
+
+def test_too_small_a_tree_of_paths_is_refused(key):
+    program = qbs.population(qbs.traced(qbs.reify(walk_there_and_back)), 60, num_path_nodes=100)
+    with pytest.raises(Exception, match="num_path_nodes=100 is too few"):
+        jax.block_until_ready(qbs.run(program)(key, jnp.sin(jnp.arange(40.0))).log_weight)
+
+
+def test_some_particles_and_some_sites_can_be_kept(key):
+    program, ys = qbs.reify(walk_there_and_back), jnp.sin(jnp.arange(40.0))
+    wanted = qbs.traced(program, sites=["w"])
+    few = qbs.run(qbs.population(wanted, 60, num_returned=2))(key, ys).value
+    assert few.log_weights.tolist() == [0.0, 0.0]
+    assert {name: site.shape for name, site in few.value[1].items()} == {"w": (2, 40)}
+    with pytest.raises(ProgramError, match=r"no site named \['u'\]; it has \['w', 'x', 'z'\]"):
+        qbs.run(qbs.traced(program, sites=["u"]))(key, ys)
+
+
 def test_a_second_run_compiles_nothing(key):
     traced = []
 

@@ -112,6 +112,14 @@ def test_population_of_three(resample):
     check(lambda p: qbs.population(p, 3, resample=resample), qbs.reify(two_steps))
 
 
+@pytest.mark.parametrize("name", ["scan_hmm", "branch_in_scan", "nested_population"])
+@pytest.mark.parametrize("settings", [{"num_returned": 1}, {"num_returned": 3}, {"chunk_size": 1}])
+def test_populations_that_save_memory(name, settings):
+    """Trees of paths may be too small by chance: see tests/test_running.py."""
+    program = qbs.traced(ZOO[name])
+    check(lambda p: qbs.population(p, 2, resample="multinomial", **settings), program)
+
+
 def two_steps():
     x = numpyro.sample("x0", dist.Bernoulli(0.3))
     numpyro.factor("y0", 0.8 * x)

@@ -28,9 +28,9 @@ from qbs.jaxprs import (
 from qbs.program import Program
 from qbs.transform.population import Cloud, Settings, follow, require_count, walk_particles
 from qbs.transform.replay import Replay, Weights, traced
-from qbs.transform.resampling import SCHEMES, multinomial
+from qbs.transform.resampling import SCHEMES
 from qbs.transform.rolling import rolled
-from qbs.transform.suspension import Value
+from qbs.transform.suspension import Value, read_all
 
 
 def conditional(program: Program, num_particles: int, *, ancestor_sampling: bool = False) -> Program:
@@ -66,14 +66,13 @@ def conditional(program: Program, num_particles: int, *, ancestor_sampling: bool
                 raise ProgramError(f"the trace has {has} for site {name!r}, whose shape is {site.shape}")
             path[name] = jnp.asarray(trace[name], site.dtype)
         staged, _, names = rolled(traced(program).stage(*args), None)
-        settings = Settings(num_particles, SCHEMES["multinomial"], 1.0, None, all_names(staged.jaxpr))
+        settings = Settings(num_particles, SCHEMES["multinomial"], all_names(staged.jaxpr))
         stacked = {
             new: jnp.stack([path[name] for name in old]) for new, old in names.items() if old[0] in path
         }
         cloud = _ConditionalCloud(settings, path | stacked, is_sampling_ancestors=ancestor_sampling)
-        particles = walk_particles(cloud, staged)
-        index = multinomial(unused("path", settings.taken), particles.log_weights, 1)[0]
-        return {name: value[index] for name, value in particles.value[1].items() if name in sites}
+        (_, drawn), _ = walk_particles(cloud, staged, num_returned=1)
+        return {name: value[0] for name, value in drawn.items() if name in sites}
 
     return Program(draw_path, f"conditional {program.name}")
 
@@ -112,14 +111,14 @@ class _ConditionalCloud(Cloud):
         other.is_due = True
         return other
 
-    def arrive(self, jaxpr: Any, position: int, env: dict[Any, Value]) -> bool:
+    def arrive(self, jaxpr: Any, position: int, env: dict[Any, Value]) -> None:
         """Choose the past of the given path among those of all particles, by what they give to its future.
 
         After resampling all pasts weigh the same; what is left is the density of the sites and scores up to
         the next suspension point, and the rest of the future does not depend on the past.
         """
         if not (self.is_sampling_ancestors and self.is_due):
-            return False
+            return
         self.is_due = False
         scores = [i for i in range(position, len(jaxpr.eqns)) if jaxpr.eqns[i].primitive is score_p]
         end = scores[0] + 1 if scores else len(jaxpr.eqns)
@@ -135,11 +134,11 @@ class _ConditionalCloud(Cloud):
             found = interpret(part, [], list(arrays), Replay(), Weights.zero(), given).state
             return found.log_prob + found.log_score
 
-        values = [env[v] for v in read]
+        values = read_all(read, env)
         axes = [0 if value.moves else None for value in values]
         size = self.settings.num_particles
         if not any(value.moves for value in values):
-            return False
+            return
         weights = jax.vmap(weigh, in_axes=axes, axis_size=size)(*[value.array for value in values])
         wanted = unused(f"{min(names)}_past", self.settings.taken)
         chosen = sample(wanted, dist.Categorical(logits=weights))
@@ -147,9 +146,8 @@ class _ConditionalCloud(Cloud):
         ancestors = jnp.arange(size).at[chosen].set(0).at[0].set(chosen)
         for v, value in env.items():
             if value.moves:
-                env[v] = Value(follow(value.array, ancestors), moves=True)
+                env[v] = value._replace(array=follow(value.array, ancestors))
         self.frames = jax.tree.map(lambda leaf: follow(leaf, ancestors), self.frames)
-        return True
 
     def _require_markov(self, jaxpr: Any, position: int, end: int, env: dict[Any, Value]) -> None:
         """Raise unless the past matters only for the sites and scores up to the next suspension point."""

@@ -19,11 +19,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from qbs.effects import score, score_p, unrecorded, unused
-from qbs.jaxprs import all_names, bind_equation, open_jaxpr
+from qbs.jaxprs import all_names, bind_equation, open_jaxpr, variables
 from qbs.program import Program, Staged
+from qbs.transform.paths import Paths
 from qbs.transform.resampling import SCHEMES, Scheme, multinomial
 from qbs.transform.rolling import rolled
-from qbs.transform.suspension import Value, Walk, evaluate_plain, moving_in_cond
+from qbs.transform.suspension import Value, Walk, evaluate_plain, moving_in_cond, read_all
 
 
 class Particles(NamedTuple):
@@ -45,6 +46,9 @@ def population(
     resample: str | Scheme = "systematic",
     threshold: float = 1.0,
     at: Collection[str] | None = None,
+    num_returned: int | None = None,
+    chunk_size: int | None = None,
+    num_path_nodes: int | None = None,
 ) -> Program:
     """Return the program that runs a number of copies of a program side by side, resampling on the way.
 
@@ -61,6 +65,14 @@ def population(
         threshold: Resample when the effective sample size is below this share of `num_particles`; 1 means
             always, 0 never.
         at: The names of the scores (observed sites, factors) to resample at; all by default.
+        num_returned: How many particles to return: drawn by weight in the end, so that whole paths are put
+            together for these alone; all by default.
+        chunk_size: How many particles to evaluate at a time between one site or score and the next: less
+            memory where a score passes through something large, such as a plate of many rows. All by default.
+        num_path_nodes: Store what the steps of a scan put out as a tree of so many nodes, not as all steps of
+            all particles: for whole paths of long series. T + 5 N log N is ample for N particles that are
+            resampled at most of T steps. Where it is too small, the log weight is NaN, which `qbs.run`
+            refuses.
 
     Returns:
         A program whose value is `Particles`.
@@ -72,6 +84,11 @@ def population(
     if scheme is None:
         raise ValueError(f"resample must be one of {', '.join(SCHEMES)} or a function, not {resample!r}")
     require_count(num_particles, "num_particles")
+    for name, number in (("num_returned", num_returned), ("chunk_size", chunk_size)):
+        if number is not None:
+            require_count(number, name)
+    if num_path_nodes is not None and require_count(num_path_nodes, "num_path_nodes") < num_particles:
+        raise ValueError(f"num_path_nodes must be at least num_particles, not {num_path_nodes}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], not {threshold!r}")
     points = None if at is None else frozenset(at)
@@ -81,8 +98,16 @@ def population(
         if points is not None:
             require_scores(staged, points)
         staged, own_points, _ = rolled(staged, points)
-        settings = Settings(num_particles, scheme, float(threshold), own_points, all_names(staged.jaxpr))
-        return walk_particles(Cloud(settings), staged)
+        settings = Settings(
+            num_particles,
+            scheme,
+            all_names(staged.jaxpr),
+            float(threshold),
+            own_points,
+            chunk_size,
+            num_path_nodes,
+        )
+        return walk_particles(Cloud(settings), staged, num_returned)
 
     return Program(run_all, f"population of {program.name}")
 
@@ -98,10 +123,11 @@ def collapse(particles_program: Program) -> Program:
     return Program(draw_one, f"one of {particles_program.name}")
 
 
-def require_count(number: Any, name: str) -> None:
-    """Raise `ValueError` unless a setting is a whole number above 0."""
+def require_count(number: Any, name: str) -> int:
+    """Return a setting; raise `ValueError` unless it is a whole number above 0."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} must be a whole number above 0, not {number!r}")
+    return number
 
 
 def require_scores(staged: Staged, names: Collection[str]) -> None:
@@ -111,12 +137,26 @@ def require_scores(staged: Staged, names: Collection[str]) -> None:
         raise ValueError(f"at: the program has no score named {missing}; it has {sorted(there)}")
 
 
-def walk_particles(cloud: "Cloud", staged: Staged) -> Particles:
-    """Run all particles of a cloud through a program."""
+def walk_particles(cloud: "Cloud", staged: Staged, num_returned: int | None = None) -> Particles:
+    """Run all particles of a cloud through a program, and return them or some, drawn by weight."""
     operands = [Value(operand, moves=False) for operand in staged.operands]
-    outputs = cloud.walk(*open_jaxpr(staged.jaxpr), operands)
-    value = staged.unflatten([cloud.spread(output) for output in outputs])
-    return Particles(value, cloud.normalised())
+    outputs = cloud.walk(*open_jaxpr(staged.jaxpr), operands, is_put_off=num_returned is not None)
+    log_weights = cloud.normalised()
+    if num_returned is not None:
+        name = unused("returned", cloud.settings.taken)
+        with unrecorded():
+            chosen = cloud.settings.scheme(name, log_weights, num_returned)
+        outputs = [v._replace(array=follow(v.array, chosen)) if v.moves else v for v in outputs]
+        log_weights = jnp.zeros(num_returned)
+    spread = [spread_over(log_weights.size, output.read()) for output in outputs]
+    return Particles(staged.unflatten(spread), log_weights)
+
+
+def spread_over(size: int, value: Value) -> Array:
+    """Return a value with a leading axis over particles."""
+    if value.moves:
+        return value.array
+    return jnp.broadcast_to(value.array, (size, *jnp.shape(value.array)))
 
 
 class Settings(NamedTuple):
@@ -124,16 +164,17 @@ class Settings(NamedTuple):
 
     num_particles: int
     scheme: Scheme
-    threshold: float
-    at: frozenset[str] | None
     taken: frozenset[str]
+    threshold: float = 1.0
+    at: frozenset[str] | None = None
+    chunk_size: int | None = None
+    num_path_nodes: int | None = None
 
 
 class Cloud(Walk):
     """Particles at a point of the walk; the state: their log weights, and whether they were resampled."""
 
     lead = 1
-    keeps_lineage = True
 
     def __init__(self, settings: Settings):
         super().__init__((jnp.zeros(settings.num_particles), jnp.ones((), bool)))
@@ -142,9 +183,12 @@ class Cloud(Walk):
 
     def spread(self, value: Value) -> Array:
         """Return a value with a leading axis over particles."""
-        if value.moves:
-            return value.array
-        return jnp.broadcast_to(value.array, (self.settings.num_particles, *jnp.shape(value.array)))
+        return spread_over(self.settings.num_particles, value)
+
+    def history(self, kinds: list, length: int, *, is_backwards: bool) -> Paths:
+        """Keep the outputs of the steps of a scan with their ancestors."""
+        sizes = self.settings.num_particles, self.settings.num_path_nodes
+        return Paths(kinds, length, *sizes, is_backwards=is_backwards)
 
     def suspends(self, name: str) -> bool:
         """Whether the particles may be resampled at a score."""
@@ -172,6 +216,40 @@ class Cloud(Walk):
             axis_size=self.settings.num_particles,
         )
         return [Value(result, moves=True) for result in evaluate(*[value.array for value in values])]
+
+    def evaluate_all(self, equations: list, env: dict[Any, Value], wanted: set) -> None:
+        """Evaluate equations without effects, some particles at a time if asked to."""
+        size = self.settings.chunk_size
+        if size is None or size >= self.settings.num_particles:
+            super().evaluate_all(equations, env, wanted)
+            return
+        moving = {v for v, value in env.items() if value.moves}
+        later: list[Any] = []
+        plain: list[Any] = []
+        for equation in equations:
+            depends = not moving.isdisjoint(variables(equation))
+            moving.update(equation.outvars if depends else ())
+            (later if depends else plain).append(equation)
+        super().evaluate_all(plain, env, wanted)
+        made = list(dict.fromkeys(v for equation in later for v in equation.outvars))
+        read = list(dict.fromkeys(v for e in later for v in variables(e) if v not in set(made)))
+        outputs = [v for v in made if v in wanted]
+        if not outputs:
+            return
+        for v in read:
+            env[v] = env[v].read()
+
+        moves = [v for v in read if env[v].moves]
+
+        def of_one(own: list[Array]) -> list[Array]:
+            inside = env | {v: Value(array, moves=False) for v, array in zip(moves, own, strict=True)}
+            for equation in later:
+                results = evaluate_plain(equation, read_all(equation.invars, inside))
+                inside.update(zip(equation.outvars, results, strict=True))
+            return [inside[v].array for v in outputs]
+
+        results = lax.map(of_one, [env[v].array for v in moves], batch_size=size)
+        env.update({v: Value(array, moves=True) for v, array in zip(outputs, results, strict=True)})
 
     def score(self, name: str, value: Value, live: list[Array]) -> list[Array]:
         """Add log weights, push the evidence into the outer score, and resample if it is time to."""

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from qbs.effects import sample, score
+from qbs.effects import note_p, sample, sample_p, score
 from qbs.errors import ProgramError
 from qbs.interpreter import Interpreted, Semantics, interpret
-from qbs.jaxprs import SiteShape, find_sites, open_jaxpr
+from qbs.jaxprs import SiteShape, all_names, find_sites, open_jaxpr
 from qbs.program import Program, Staged
 
 
@@ -76,17 +76,28 @@ class _Reissue(Semantics):
         return state
 
 
-def traced(program: Program) -> Program:
+def traced(program: Program, sites: Collection[str] | None = None) -> Program:
     """Return the program whose value is `(value, trace)`: what it returns, and its sites by name.
 
     In a population it records whole paths, in memory linear in them: `population(traced(program), n)`.
+
+    Args:
+        program: The program.
+        sites: The names of the sites to keep; all sites and deterministic values by default.
+
+    Raises:
+        ProgramError: If there is no site of a name.
     """
 
     def run_all(*args: Any) -> Any:
         staged = program.stage(*args)
+        there = all_names(staged.jaxpr, (sample_p, note_p))
+        if unknown := sorted(set(sites or ()) - there):
+            raise ProgramError(f"the program has no site named {unknown}; it has {sorted(there)}")
         jaxpr, consts = open_jaxpr(staged.jaxpr)
         walked = interpret(jaxpr, consts, staged.operands, _Reissue(), (), {})
-        return staged.unflatten(walked.outputs), walked.trace
+        trace = walked.trace if sites is None else {name: walked.trace[name] for name in sites}
+        return staged.unflatten(walked.outputs), trace
 
     return Program(run_all, program.name)
 

@@ -9,7 +9,7 @@ References:
 
 import abc
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +32,21 @@ from qbs.jaxprs import (
 
 
 class Value(NamedTuple):
-    """A value in a walk, and whether it moves with the continuation: the rest does not depend on draws."""
+    """A value in a walk.
+
+    Attributes:
+        array: The value; where there is a path, which particles it is that of.
+        moves: Whether it moves with the continuation: the rest does not depend on draws.
+        path: Puts together the value of some particles, where that is put off until it is read.
+    """
 
     array: Any
     moves: bool
+    path: Callable[[Array], Array] | None = None
+
+    def read(self) -> "Value":
+        """Return the value itself."""
+        return self if self.path is None else Value(self.path(self.array), moves=True)
 
 
 class Place(NamedTuple):
@@ -47,6 +58,33 @@ class Place(NamedTuple):
     moves: tuple = ()
 
 
+class History:
+    """What the steps of a scan put out while the past may be replaced: here, buffers that move along.
+
+    Attributes:
+        kinds: Shape and type of what one step puts out.
+        length: The number of steps.
+        is_backwards: Whether the last step is taken first.
+    """
+
+    def __init__(self, kinds: list[jax.ShapeDtypeStruct], length: int, *, is_backwards: bool):
+        self.kinds, self.length, self.is_backwards = kinds, length, is_backwards
+
+    def start(self) -> tuple[list[Array], Any]:
+        """Return what moves with the continuation, and what is only carried from step to step."""
+        return [jnp.zeros((self.length, *kind.shape), kind.dtype) for kind in self.kinds], ()
+
+    def record(
+        self, moving: list[Array], carried: Any, step: Array, outputs: list[Array]
+    ) -> tuple[list[Array], Any, Any]:
+        """Return both after a step, and what is stacked of it."""
+        return [b.at[step].set(y) for b, y in zip(moving, outputs, strict=True)], carried, ()
+
+    def values(self, moving: list[Array], carried: Any, stacked: Any) -> list[Value]:  # noqa: ARG002
+        """Return the outputs of all steps."""
+        return [Value(buffer, moves=True) for buffer in moving]
+
+
 class Walk(abc.ABC):
     """A walk through jaxprs that stops at scores.
 
@@ -56,12 +94,11 @@ class Walk(abc.ABC):
         places: Where the walk stands in each of them.
         steps: The present step of each scan around.
         lead: Number of axes in front of what moves: one where it is a population.
-        keeps_lineage: Whether the past of a scan is put together in the end, by ancestors, and not moved
-            along as it grows.
+        history: How the outputs of the steps of a scan are kept.
     """
 
     lead = 0
-    keeps_lineage = False
+    history: Callable[..., History] = History
 
     def __init__(self, state: Any):
         self.state = state
@@ -97,46 +134,64 @@ class Walk(abc.ABC):
         """Return a value in the form of one that moves."""
         return jnp.asarray(value.array)
 
-    def walk(self, jaxpr: Any, consts: Iterable, operands: list[Value]) -> list[Value]:
-        """Evaluate a jaxpr, and return its outputs."""
+    def walk(
+        self, jaxpr: Any, consts: Iterable, operands: list[Value], *, is_put_off: bool = False
+    ) -> list[Value]:
+        """Evaluate a jaxpr, and return its outputs; paths among them are read, unless that is put off."""
         env = {v: Value(c, moves=False) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         env.update(zip(jaxpr.invars, operands, strict=True))
         last = _last_uses(jaxpr)
-
-        def read(variable: Any) -> Value:
-            if is_literal(variable):
-                return Value(variable.val, moves=False)
-            return env[variable]
-
-        for position, equation in enumerate(jaxpr.eqns):
-            values = [read(variable) for variable in equation.invars]
+        position = 0
+        while position < len(jaxpr.eqns):
+            equation = jaxpr.eqns[position]
+            end = position
+            while end < len(jaxpr.eqns) and _is_plain(jaxpr.eqns[end]):
+                end += 1
+            if end > position:
+                self.evaluate_all(jaxpr.eqns[position:end], env, {v for v in last if last[v] >= end})
+                position = end
+                continue
             if equation.primitive is sample_p:
-                if self.arrive(jaxpr, position, env):
-                    values = [read(variable) for variable in equation.invars]
-                outputs = [self.sample(equation, values)]
+                self.arrive(jaxpr, position, env)
+                outputs = [self.sample(equation, read_all(equation.invars, env))]
             elif equation.primitive is resampled_p:
                 outputs = [self.resampled(equation.params["name"])]
-            elif equation.primitive is note_p or not has_effects(equation):
-                outputs = self.evaluate(equation, values)
             else:
-                env = {v: value for v, value in env.items() if last.get(v, -1) > position}
-                live = [v for v in env if env[v].moves]
-                self.places.append(Place(jaxpr, position, tuple(live)))
-                moving = [env[v].array for v in live]
-                if equation.primitive is score_p:
-                    moving, outputs = self.score(equation.params["name"], values[0], moving), values
-                else:
-                    self.frames.append(moving)
-                    outputs = self._enter(equation, values)
-                    moving = self.frames.pop()
-                self.places.pop()
-                env.update({v: Value(array, moves=True) for v, array in zip(live, moving, strict=True)})
+                outputs = self._suspend(jaxpr, position, env, last)
             env.update(zip(equation.outvars, outputs, strict=True))
-        return [read(variable) for variable in jaxpr.outvars]
+            position += 1
+        if is_put_off:
+            return [Value(v.val, moves=False) if is_literal(v) else env[v] for v in jaxpr.outvars]
+        return read_all(jaxpr.outvars, env)
 
-    def arrive(self, jaxpr: Any, position: int, env: dict[Any, Value]) -> bool:  # noqa: ARG002
-        """Be told of the site that comes next; return whether what moves in `env` was replaced."""
-        return False
+    def evaluate_all(self, equations: list, env: dict[Any, Value], wanted: set) -> None:  # noqa: ARG002
+        """Evaluate equations without effects into `env`; only the wanted variables are read after them."""
+        for equation in equations:
+            outputs = self.evaluate(equation, read_all(equation.invars, env))
+            env.update(zip(equation.outvars, outputs, strict=True))
+
+    def _suspend(self, jaxpr: Any, position: int, env: dict[Any, Value], last: dict) -> list[Value]:
+        """Do an equation in which the continuation may be replaced."""
+        equation = jaxpr.eqns[position]
+        values = read_all(equation.invars, env)
+        for v in [v for v in env if last.get(v, -1) <= position]:
+            del env[v]
+        live = [v for v in env if env[v].moves]
+        self.places.append(Place(jaxpr, position, tuple(live)))
+        moving = [env[v].array for v in live]
+        if equation.primitive is score_p:
+            moving, outputs = self.score(equation.params["name"], values[0], moving), values
+        else:
+            self.frames.append(moving)
+            outputs = self._enter(equation, values)
+            moving = self.frames.pop()
+        self.places.pop()
+        env.update({v: env[v]._replace(array=array) for v, array in zip(live, moving, strict=True)})
+        return outputs
+
+    def arrive(self, jaxpr: Any, position: int, env: dict[Any, Value]) -> None:  # noqa: ARG002
+        """Be told of the site that comes next; what moves in `env` may be replaced."""
+        return
 
     def inside(self, state: Any, frames: list) -> Any:
         """Return a walk that goes on from here inside a loop or a branch."""
@@ -167,18 +222,19 @@ class Walk(abc.ABC):
         suspends = any(self.suspends(name) for name in effect_names(equation, (score_p,)))
         place = self.places[-1]._replace(moves=(flags, out_moves))
         self.places[-1] = place
-        avals = [v.aval for v, moves in zip(equation.outvars[num_carry:], ys_moves, strict=True) if moves]
-        slots = [jnp.arange(self.spread(Value(0, moves=False)).size)] if self.keeps_lineage else []
-        # Per-step outputs: their ancestry, or buffers that move along.
-        history = slots if self.keeps_lineage else [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
-        if not suspends or not avals:
-            history = []
-        self.frames = [*self.frames, [f.array for f in fixed if f.moves], history]
+        kinds = [
+            jax.ShapeDtypeStruct(v.aval.shape[1:], v.aval.dtype)
+            for v, moves in zip(equation.outvars[num_carry:], ys_moves, strict=True)
+            if moves and suspends
+        ]
+        history = self.history(kinds, settings["length"], is_backwards=settings["reverse"])
+        recorded, carried = history.start() if kinds else ([], ())
+        self.frames = [*self.frames, [f.array for f in fixed if f.moves], recorded]
         steps = jnp.arange(settings["length"])
         plain = [value.array for value in values[num_consts + num_carry :] if not value.moves]
 
         def body(loop: Any, inputs: Any) -> Any:
-            state, frames, carry = loop
+            state, frames, carried, carry = loop
             step, plain = inputs
             inside = self.inside(state, frames)
             inside.steps.append(step)
@@ -195,40 +251,34 @@ class Walk(abc.ABC):
             outputs = inside.walk(jaxpr, jaxpr_consts, operands)
             outputs = [inside.spread(o) if m else o.array for o, m in zip(outputs, out_moves, strict=True)]
             carry, ys = outputs[:num_carry], outputs[num_carry:]
-            ancestors: list[Array] = []
-            if history and self.keeps_lineage:
-                ancestors, inside.frames[-1] = inside.frames[-1], slots
-            elif history:
+            stacked: Any = ()
+            if kinds:
                 moving = [y for y, moves in zip(ys, ys_moves, strict=True) if moves]
-                inside.frames[-1] = [
-                    b.at[step].set(y) for b, y in zip(inside.frames[-1], moving, strict=True)
-                ]
-            return (inside.state, inside.frames, carry), (ys, ancestors)
+                inside.frames[-1], carried, stacked = history.record(inside.frames[-1], carried, step, moving)
+                ys = [y for y, moves in zip(ys, ys_moves, strict=True) if not moves]
+            return (inside.state, inside.frames, carried, carry), (ys, stacked)
 
         first = values[num_consts : num_consts + num_carry]
         start = [self.spread(c) if m else c.array for c, m in zip(first, carry_moves, strict=True)]
-        backwards = settings["reverse"]
-        (self.state, frames, carry), (ys, ancestors) = lax.scan(
+        (self.state, frames, carried, carry), (ys, stacked) = lax.scan(
             body,
-            (self.state, self.frames, start),
+            (self.state, self.frames, carried, start),
             (steps, plain),
             length=settings["length"],
-            reverse=backwards,
+            reverse=settings["reverse"],
             unroll=settings["unroll"],
         )
-        *frames, _, history = frames
-        self.frames = frames
-        if ancestors:
-            _, lineage = lax.scan(
-                lambda later, own: (own[later], later), slots[0], ancestors[0], reverse=not backwards
-            )
-            take = jax.vmap(lambda y, line: y[line])
-            ys = [take(y, lineage) if moves else y for y, moves in zip(ys, ys_moves, strict=True)]
-        elif history:
-            own = iter(history)
-            ys = [next(own) if moves else y for y, moves in zip(ys, ys_moves, strict=True)]
-        ys = [jnp.moveaxis(y, 0, lead) if moves else y for y, moves in zip(ys, ys_moves, strict=True)]
-        return [Value(o, moves=moves) for o, moves in zip([*carry, *ys], out_moves, strict=True)]
+        *self.frames, _, recorded = frames
+        ends = [Value(c, moves=moves) for c, moves in zip(carry, carry_moves, strict=True)]
+        if not kinds:
+            ys = [jnp.moveaxis(y, 0, lead) if moves else y for y, moves in zip(ys, ys_moves, strict=True)]
+            return [*ends, *[Value(y, moves=moves) for y, moves in zip(ys, ys_moves, strict=True)]]
+        kept, plain = iter(history.values(recorded, carried, stacked)), iter(ys)
+        return [*ends, *[next(kept) if moves else Value(next(plain), moves=False) for moves in ys_moves]]
+
+
+def _is_plain(equation: Any) -> bool:
+    return equation.primitive is note_p or not has_effects(equation)
 
 
 def evaluate_plain(equation: Any, values: list[Value]) -> list[Value]:
@@ -277,6 +327,16 @@ def _moving_in_scan(equation: Any, flags: tuple[bool, ...]) -> tuple[bool, ...]:
         if grown == carry:
             return (*carry, *out[num_carry:])
         carry = grown
+
+
+def read_all(variables: Iterable, env: dict[Any, Value]) -> list[Value]:
+    """Return the values of variables and literals; paths are put together."""
+    found = []
+    for v in variables:
+        if not is_literal(v):
+            env[v] = env[v].read()
+        found.append(Value(v.val, moves=False) if is_literal(v) else env[v])
+    return found
 
 
 def _last_uses(jaxpr: Any) -> dict[Any, int]:
