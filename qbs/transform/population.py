@@ -70,9 +70,9 @@ def population(
         chunk_size: How many particles to evaluate at a time between one site or score and the next: less
             memory where a score passes through something large, such as a plate of many rows. All by default.
         num_path_nodes: Store what the steps of a scan put out as a tree of so many nodes, not as all steps of
-            all particles: for whole paths of long series. T + 5 N log N is ample for N particles that are
-            resampled at most of T steps. Where it is too small, the log weight is NaN, which `qbs.run`
-            refuses.
+            all particles: for whole paths of series that do not fit into memory otherwise, at some twenty
+            times the time. T + 5 N log N is ample for N particles that are resampled at most of T steps.
+            Where it is too small, the log weight is NaN, which `qbs.run` refuses.
 
     Returns:
         A program whose value is `Particles`.
