@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, ArrayLike
-from numpyro.distributions.batch_util import promote_batch_shape
 
 from qbs.errors import ProgramError
 
@@ -43,8 +42,16 @@ def sample(name: str, distribution: dist.Distribution) -> Array:
         A value of the distribution's batch and event shape.
 
     Raises:
-        ProgramError: If it is called outside a program.
+        ProgramError: If it is called outside a program, or the distribution holds a function that closes over
+            values of the program, such as the drift of an `EulerMaruyama`.
     """
+    for part in vars(distribution).values():
+        cells = getattr(part, "__closure__", None) or ()
+        if any(isinstance(leaf, jax.core.Tracer) for cell in cells for leaf in _contents(cell)):
+            raise ProgramError(
+                f"the distribution of site {name!r} holds a function that closes over values of the program: "
+                "qbs cannot take them out of it; write the steps as sites in a scan"
+            )
     leaves, structure = jax.tree.flatten(distribution)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     kinds = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -61,6 +68,13 @@ def sample(name: str, distribution: dist.Distribution) -> Array:
         axes=(),
         is_recorded=_is_recorded.get(),
     )
+
+
+def _contents(cell: Any) -> list:
+    try:
+        return jax.tree.leaves(cell.cell_contents)
+    except ValueError:  # nothing was assigned yet
+        return []
 
 
 @contextmanager
@@ -156,46 +170,3 @@ batching.primitive_batchers[note_p] = _batch_note
 for primitive in EFFECTS:
     primitive.def_impl(partial(_outside, primitive))
     mlir.register_lowering(primitive, partial(_outside, primitive))
-
-
-def batched_distribution(leaves: list, structure: Any, axes: Any) -> dist.Distribution:
-    """Rebuild the distribution of a sample equation, its batch axes in front of its own.
-
-    Args:
-        leaves: The operands of the equation.
-        structure: How they make a distribution.
-        axes: The batch axes, outermost first: a size, and for each leaf the position of that axis in the
-            leaf that is left when the axes before it are taken away.
-    """
-    if len(axes) == 1 and all(position is None for position in axes[0][1]):  # draws of one distribution
-        single = jax.tree.unflatten(structure, leaves)
-        return single.expand((axes[0][0], *single.batch_shape))
-    for depth, (size, where) in enumerate(axes):
-        if all(position is None for position in where):  # independent draws of one distribution
-            first = jnp.expand_dims(leaves[0], depth)
-            shape = (*first.shape[:depth], size, *first.shape[depth + 1 :])
-            leaves = [jnp.broadcast_to(first, shape), *[jnp.expand_dims(leaf, depth) for leaf in leaves[1:]]]
-            continue
-        leaves = [
-            jnp.expand_dims(leaf, depth) if position is None else jnp.moveaxis(leaf, position + depth, depth)
-            for leaf, position in zip(leaves, where, strict=True)
-        ]
-    rebuilt = jax.tree.unflatten(structure, leaves)
-    return _promoted(rebuilt, len(axes)) if axes else rebuilt
-
-
-def _promoted(rebuilt: dist.Distribution, depth: int) -> dist.Distribution:
-    """Return a distribution whose batch shape has the `depth` axes that stand in front in its parameters."""
-    if isinstance(rebuilt, dist.ExpandedDistribution):
-        added = range(depth, depth + len(rebuilt.batch_shape) - len(rebuilt.base_dist.batch_shape))
-        base = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, tuple(added)), rebuilt.base_dist)
-        base = _promoted(base, depth)
-        return base.expand((*base.batch_shape[:depth], *rebuilt.batch_shape))
-    if isinstance(rebuilt, dist.Independent):
-        return _promoted(rebuilt.base_dist, depth).to_event(rebuilt.reinterpreted_batch_ndims)
-    promoted = promote_batch_shape(rebuilt)
-    for name, inner in vars(rebuilt).items():
-        # What NumPyro draws with inside, where it leaves that as it was.
-        if isinstance(inner, dist.Distribution) and vars(promoted)[name] is inner:
-            vars(promoted)[name] = _promoted(inner, depth)
-    return promoted

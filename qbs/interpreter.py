@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from qbs.effects import batched_distribution, note_p, resampled_p, sample_p, score_p
+from qbs.batches import batched_distribution
+from qbs.effects import note_p, resampled_p, sample_p, score_p
 from qbs.errors import ProgramError
 from qbs.jaxprs import (
     CALLS,
@@ -132,6 +133,21 @@ def _call(equation: Any, values: list, semantics: Semantics, state: Any, given: 
     return interpret(*open_jaxpr(inner), values, semantics, state, given)
 
 
+def _with_own_derivative(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
+    """Walk what has a derivative rule of its own: that knows nothing of sites and scores."""
+
+    @jax.custom_jvp
+    def walk(values: list, state: Any, given: Values) -> Any:
+        return tuple(_call(equation, values, semantics, state, given))
+
+    @walk.defjvp
+    def refuse(*_: Any) -> Any:
+        names = ", ".join(map(repr, effect_names(equation)))
+        raise ProgramError(f"there is no derivative through the custom derivative rule around {names}")
+
+    return walk(values, state, {name: given[name] for name in effect_names(equation) if name in given})
+
+
 def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
     settings = equation.params
     num_consts, num_carry = scan_layout(equation)
@@ -140,7 +156,14 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
         values[num_consts : num_consts + num_carry],
         values[num_consts + num_carry :],
     )
-    own = {name: value for name, value in given.items() if name in set(effect_names(equation))}
+    own = {name: given[name] for name in effect_names(equation, (sample_p,)) if name in given}
+    for name, value in own.items():
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+        if any(shape[:1] != (settings["length"],) for shape in shapes):
+            raise ProgramError(
+                f"site {name!r} is drawn at each of {settings['length']} steps, the first axis of its shape; "
+                f"the value given for it has shape {shapes[0]}"
+            )
 
     def body(loop: tuple[Any, list], inputs: tuple[list, Values]) -> Any:
         state, carry = loop
@@ -165,6 +188,7 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
 def _cond(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
     index, *operands = values
     branches = equation.params["branches"]
+    given = {name: given[name] for name in effect_names(equation, (sample_p,)) if name in given}
 
     def walk(branch: Any, state: Any, operands: list, given: Values) -> Interpreted:
         return interpret(*open_jaxpr(branch), operands, semantics, state, given)
@@ -195,4 +219,5 @@ _RULES = {
     "scan": _scan,
     "cond": _cond,
     **dict.fromkeys(CALLS, _call),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _with_own_derivative),
 }

@@ -8,6 +8,7 @@ max(1, |term|) over the terms. Gradients likewise, where the terms are the deriv
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax import lax
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions import biject_to, constraints, transforms
@@ -32,6 +34,9 @@ from numpyro.infer.util import log_density as numpyro_log_density
 
 import qbs
 from qbs.captured import own_constants
+from qbs.effects import sample_p
+from qbs.errors import ProgramError
+from qbs.jaxprs import all_names
 
 TOLERANCE = {False: 1e-6, True: 1e-12}  # with and without float64
 DRAWS = np.random.default_rng(7)
@@ -101,6 +106,7 @@ def stacks():
     numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=0.3)
 
 
+@case("subsample", DRAWS.normal(size=10), given={"data": np.array([1, 7, 3, 2])})
 def subsampled(data):
     mu = numpyro.sample("mu", dist.Normal(0, 1))
     with numpyro.plate("data", 10, subsample_size=4) as index:
@@ -112,6 +118,18 @@ def subsampled(data):
 CASES["subsample substituted"] = Case(
     handlers.substitute(subsampled, {"data": jnp.array([1, 7, 3, 2])}), (DRAWS.normal(size=10),)
 )
+
+
+@case(
+    "subsamples crossed",
+    DRAWS.normal(size=(10, 6)),
+    given={"a": np.array([1, 7, 3, 2, 9]), "b": np.array([5, 0, 2])},
+)
+def subsamples_crossed(data):
+    with numpyro.plate("a", 10, subsample_size=5, dim=-2) as i, numpyro.plate("b", 6, subsample_size=3) as j:
+        p = numpyro.param("p", jnp.arange(60.0).reshape(10, 6) / 60, event_dim=0)
+        numpyro.sample("y", dist.Normal(p, 0.5), obs=data[i][:, j])
+        numpyro.sample("w", dist.Normal(p, 0.5))
 
 
 # Handlers.
@@ -136,6 +154,15 @@ def partly_observed(y, seen):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("n", 4):
         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=seen)
+
+
+@case("get_mask")
+def reads_mask():
+    if numpyro.get_mask() is None:
+        numpyro.factor("outside", 1.5)
+    with handlers.mask(mask=False):
+        assert numpyro.get_mask() is False
+        numpyro.factor("inside", 100.0)
 
 
 @case("scale", Y)
@@ -174,6 +201,20 @@ CASES["condition by function"] = Case(
     (Y,),
 )
 CASES["do"] = Case(handlers.do(schools, {"mu": 0.5}), (Y,))
+CASES["substitute"] = Case(handlers.substitute(schools, {"mu": 1.3, "theta": Y}), (Y,))
+CASES["substitute by function"] = Case(
+    handlers.substitute(schools, substitute_fn=lambda site: Y if site["name"] == "theta" else None), (Y,)
+)
+
+
+def recorded(**values):
+    """Return a trace of latent sites with these values."""
+    site = {"type": "sample", "is_observed": False, "infer": {}}
+    return {name: {"name": name, "value": value, **site} for name, value in values.items()}
+
+
+CASES["replay"] = Case(handlers.replay(schools, recorded(mu=1.3, theta=Y)), (Y,))
+CASES["block but some"] = Case(handlers.block(schools, expose=["mu", "tau", "theta"]), (Y,))
 CASES["uncondition"] = Case(handlers.uncondition(schools), (Y,))
 CASES["infer_config"] = Case(handlers.infer_config(schools, lambda site: {"note": 1}), (Y,))
 CASES["seed around"] = Case(handlers.seed(schools, 3), (Y,))
@@ -234,6 +275,8 @@ def parameters():
     return numpyro.param("a", 1.0)
 
 
+CASES["param"] = Case(parameters)
+CASES["param substituted"] = Case(handlers.substitute(parameters, {"c": 0.2, "a": 3.0}))
 CASES["lift"] = Case(
     handlers.lift(parameters, {"a": dist.Normal(0, 1), "b": dist.Gamma(2.0, 1.0).expand([3]).to_event(1)})
 )
@@ -373,10 +416,43 @@ def walk(y):
 CASES["scan"] = Case(walk, (Y,))
 CASES["scale around scan"] = Case(handlers.scale(walk, 2.0), (Y,))
 CASES["block around scan"] = Case(handlers.block(walk, hide=["y"]), (Y,))
+CASES["infer_config, mask, scale and scope around scan"] = Case(
+    handlers.scope(
+        handlers.infer_config(
+            handlers.mask(handlers.scale(walk, 0.5), mask=jnp.array(True)), lambda site: {"note": 1}
+        ),
+        "in",
+    ),
+    (Y,),
+    theirs=lambda trace: trace | {"x": trace["in/x"]},  # what NumPyro hands on to a scan has no prefix
+)
+CASES["substitute around scan"] = Case(handlers.substitute(walk, {"scale": 1.2, "x": jnp.arange(5.0)}), (Y,))
+# NumPyro replays a scan only under a seed.
+CASES["replay around scan"] = Case(
+    handlers.replay(walk, recorded(scale=1.2, x=jnp.arange(5.0))),
+    (Y,),
+    reference=CASES["substitute around scan"].model,
+)
+
+
+@case("substitute and condition inside, by site and by function", Y)
+def scan_given(y):
+    def step(c, y):
+        x = numpyro.sample("x", dist.Normal(c, 1.0))
+        with numpyro.plate("n", 2):
+            numpyro.sample("z", dist.Normal(x, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        return numpyro.sample("free", dist.Normal(x, 1.0)), None
+
+    with (
+        handlers.substitute(data={"x": jnp.linspace(0, 1, 5)}),
+        handlers.condition(condition_fn=lambda site: jnp.ones(2) if site["name"] == "z" else None),
+    ):
+        scan(step, 0.0, y)
 
 
 @case("plates in a scan", DRAWS.normal(size=(6, 3)))
-def plates_in_scan(y):
+def plates_in_scan(y, scan=scan):
     rho = numpyro.sample("rho", dist.Uniform(-1, 1))
 
     def step(carry, y):
@@ -395,7 +471,7 @@ def plates_in_scan(y):
 # In a reversed scan NumPyro counts the values that it is given in the order of execution, from the end; those
 # that it reports it counts from the start, as qbs does for both.
 @case("scan in reverse", Y, theirs=lambda trace: {**trace, "x": trace["x"][::-1]})
-def backwards(y):
+def backwards(y, scan=scan):
     s = numpyro.sample("s", dist.Exponential(1.0))
 
     def step(c, y):
@@ -431,8 +507,24 @@ def history(y):
     scan(step, (0.0, 0.0), y, history=2)
 
 
+@case("cond in a scan", DRAWS.normal(size=6))
+def cond_in_scan(y, scan=scan, cond=cond):
+    def step(c, y):
+        k = numpyro.sample("k", dist.Bernoulli(0.4))
+        x = cond(
+            k == 1,
+            lambda m: numpyro.sample("x", dist.Normal(m, 1.0)),
+            lambda m: numpyro.sample("x", dist.Normal(0.0, 3.0)),
+            c,
+        )
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x, None
+
+    scan(step, 0.0, y)
+
+
 @case("nested conds")
-def nested_conds():
+def nested_conds(cond=cond):
     a = numpyro.sample("a", dist.Normal(0, 1))
 
     def near(m):
@@ -451,6 +543,20 @@ def nested_conds():
 CASES["condition around conds"] = Case(handlers.condition(nested_conds, {"x": 0.4}))
 
 
+@case("hidden Markov model", DRAWS.normal(size=8), given={"z": np.array([0, 2, 1, 1, 0, 2, 2, 0])})
+def hidden_markov(y):
+    with numpyro.plate("states", 3):
+        transition = numpyro.sample("transition", dist.Dirichlet(jnp.ones(3)))
+        loc = numpyro.sample("loc", dist.Normal(0, 3))
+
+    def step(z, y):
+        z = numpyro.sample("z", dist.Categorical(transition[z]), infer={"enumerate": "parallel"})
+        numpyro.sample("y", dist.Normal(loc[z], 1.0), obs=y)
+        return z, z
+
+    scan(step, 0, y)
+
+
 @case("AR(2)", DRAWS.normal(size=20))
 def autoregression(y):
     a1, a2 = numpyro.sample("a1", dist.Normal(0, 1)), numpyro.sample("a2", dist.Normal(0, 1))
@@ -462,6 +568,148 @@ def autoregression(y):
 
     with handlers.condition(data={"y": y[2:]}):
         scan(step, (y[1], y[0]), jnp.arange(2, 20))
+
+
+# Loops and branches of JAX itself, which NumPyro cannot run: against models without them.
+for model, jax_own in (
+    (plates_in_scan, {"scan": lax.scan}),
+    (backwards, {"scan": functools.partial(lax.scan, unroll=2)}),
+    (cond_in_scan, {"scan": lax.scan, "cond": lax.cond}),
+    (nested_conds, {"cond": lax.cond}),
+):
+    name, known = next((name, known) for name, known in CASES.items() if known.model is model)
+    CASES[f"{name}, JAX's own"] = known._replace(model=functools.partial(model, **jax_own), reference=model)
+
+
+def mapped_written_out(y):
+    shift, scale = jnp.arange(3.0), jnp.arange(1.0, 3.0)
+    a = numpyro.sample("a", dist.Normal(numpyro.sample("loc", dist.Normal(0, 2)) + shift, 1.0))
+    m = numpyro.sample("m", dist.MultivariateNormal(jnp.zeros(2), (1 + shift)[:, None, None] * jnp.eye(2)))
+    g = numpyro.sample("g", dist.Gamma(2.0, 1.0))  # it does not depend on what is mapped
+    numpyro.factor("f", g)
+    b = numpyro.sample("b", dist.Normal((a + g)[:, None], scale))
+    numpyro.sample("y", dist.Normal(b * m.sum(-1, keepdims=True), scale), obs=y.T)
+
+
+@case("vmap in vmap", DRAWS.normal(size=(2, 3)), reference=mapped_written_out)
+def mapped(y):
+    loc = numpyro.sample("loc", dist.Normal(0, 2))
+
+    def column(shift, ys):
+        a = numpyro.sample("a", dist.Normal(loc + shift, 1.0))
+        m = numpyro.sample("m", dist.MultivariateNormal(jnp.zeros(2), (1 + shift) * jnp.eye(2)))
+        g = numpyro.sample("g", dist.Gamma(2.0, 1.0))
+        numpyro.factor("f", g)
+
+        def cell(scale, y):
+            b = numpyro.sample("b", dist.Normal(a + g, scale))
+            numpyro.sample("y", dist.Normal(b * m.sum(), scale), obs=y)
+
+        jax.vmap(cell)(jnp.arange(1.0, 3.0), ys)
+
+    jax.vmap(column, in_axes=(0, 1))(jnp.arange(3.0), y)
+
+
+def paths(y, start, scale, scan):
+    def step(x, y):
+        x = numpyro.sample("x", dist.Normal(x, scale))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x, x
+
+    return scan(step, start, y)
+
+
+def paths_side_by_side(y):
+    paths(y, jnp.arange(3.0), numpyro.sample("scale", dist.Exponential(1.0)), scan)
+
+
+@case("scan in vmap", DRAWS.normal(size=(4, 3)), reference=paths_side_by_side)
+def scan_in_vmap(y):
+    scale = numpyro.sample("scale", dist.Exponential(1.0))
+    one = functools.partial(paths, scale=scale, scan=lax.scan)
+    _, x = jax.vmap(one, in_axes=(1, 0), out_axes=(0, 1))(y, jnp.arange(3.0))
+    assert x.shape == y.shape
+
+
+def free(name, *shape):
+    return numpyro.sample(name, dist.ImproperUniform(constraints.real, (), shape))
+
+
+def stairs_written_out(y):
+    level, x = free("level", 3), free("x", 3, 4)
+    ends = jnp.concatenate([jnp.zeros(1), x[:-1, -1]])
+    numpyro.sample("level's", dist.Normal(ends, 2.0), obs=level)
+    numpyro.sample("x's", dist.Normal(jnp.concatenate([level[:, None], x[:, :-1]], 1), 0.5), obs=x)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+@case("scan in scan", DRAWS.normal(size=(3, 4)), reference=stairs_written_out)
+def stairs(y):
+    def row(level, ys):
+        return paths(ys, numpyro.sample("level", dist.Normal(level, 2.0)), 0.5, lax.scan)
+
+    lax.scan(row, 0.0, y)
+
+
+def calls_written_out(y):
+    a = numpyro.sample("a", dist.Exponential(1.0))
+    b = numpyro.sample("b", dist.Exponential(a))
+    last, _ = paths(y, a, b, scan)
+    scan(lambda z, i: (numpyro.sample("z", dist.Normal(z + i, 1.0)),) * 2, last, jnp.arange(3))
+    numpyro.sample("w", dist.Normal(jnp.arange(3.0), b))
+
+
+@case("jit, checkpoint, fori_loop, map", Y, reference=calls_written_out)
+def calls(y):
+    @functools.partial(jax.jit, static_argnums=1)
+    def draw(rate, name):
+        return numpyro.sample(name, dist.Exponential(rate))
+
+    a = draw(1.0, "a")
+    b = draw(a, "b")
+    last, _ = jax.checkpoint(
+        lambda y: paths(y, a, b, lambda step, *rest: lax.scan(jax.checkpoint(step), *rest))
+    )(y)
+    lax.fori_loop(0, 3, lambda i, z: numpyro.sample("z", dist.Normal(z + i, 1.0)), last)
+    lax.map(lambda loc: numpyro.sample("w", dist.Normal(loc, b)), jnp.arange(3.0))
+
+
+def branches_written_out():
+    signs = {name: numpyro.sample(name, dist.Normal(0, 1)) for name in ("+", "----")}
+    for name, m in signs.items():
+        numpyro.sample(f"x{name}", dist.Normal(m, 1.0).mask(m > 0))
+        numpyro.factor(f"f{name}", jnp.where(m > 0, m, 3.0))
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
+    numpyro.sample("u", dist.Normal(jnp.arange(3.0)[k], 1.0 + k))
+    is_above, scale = signs["+"] > 0, jnp.arange(1.0, 4.0)
+    numpyro.sample("w", dist.Normal(jnp.where(is_above, scale, 0.0), jnp.where(is_above, 1.0, scale)))
+
+
+@case("cond, switch, cond in vmap", reference=branches_written_out)
+def branches():
+    signs = {name: numpyro.sample(name, dist.Normal(0, 1)) for name in ("+", "----")}
+    for name, m in signs.items():
+
+        def above(m, name=name):
+            numpyro.factor(f"f{name}", m)
+            return numpyro.sample(f"x{name}", dist.Normal(m, 1.0))
+
+        def below(m, name=name):
+            numpyro.factor(f"f{name}", 3.0)
+            return m
+
+        lax.cond(m > 0, above, below, m)
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3))
+    lax.switch(k, [lambda i=i: numpyro.sample("u", dist.Normal(float(i), 1.0 + i)) for i in range(3)])
+
+    def either(scale):
+        return lax.cond(
+            signs["+"] > 0,
+            lambda: numpyro.sample("w", dist.Normal(scale, 1.0)),
+            lambda: numpyro.sample("w", dist.Normal(0.0, scale)),
+        )
+
+    jax.vmap(either)(jnp.arange(1.0, 4.0))
 
 
 # Models of applications.
@@ -637,6 +885,54 @@ def matrices():
     numpyro.sample("car", dist.CAR(jnp.zeros(3), 0.5, 1.0, neighbours))
 
 
+@case("angles", given={"loc": np.array([0.6, 0.8])})
+def angles():
+    loc = numpyro.sample("loc", dist.ProjectedNormal(jnp.array([1.0, 2.0])))
+    numpyro.sample("v", dist.VonMises(jnp.arctan2(loc[0], loc[1]), 2.0))
+    pair = dist.SineBivariateVonMises(0.1, 0.2, 2.0, 3.0, 0.5)
+    numpyro.sample("pair", pair, obs=jnp.array([0.3, -0.2]))
+
+
+BY_LOCATION = (
+    dist.Cauchy,
+    dist.Gumbel,
+    dist.Laplace,
+    dist.Levy,
+    dist.Logistic,
+    dist.LogNormal,
+    dist.Normal,
+    dist.SoftLaplace,
+)
+BY_SHAPE = (
+    dist.Beta,
+    dist.Gamma,
+    dist.Gompertz,
+    dist.InverseGamma,
+    dist.Kumaraswamy,
+    dist.Pareto,
+    dist.VonMises,
+    dist.Weibull,
+)
+BY_SCALE = (dist.Chi2, dist.Exponential, dist.HalfCauchy, dist.HalfNormal)
+
+
+@case("univariate")
+def univariate():
+    """Each family with all its parameters latent."""
+    a, b = (numpyro.sample(name, dist.Exponential(1.0)) for name in ("a", "b"))
+    for family in (*BY_LOCATION, *BY_SHAPE):
+        numpyro.sample(family.__name__, family(a, b))
+    for family in BY_SCALE:
+        numpyro.sample(family.__name__, family(a))
+    numpyro.sample("AsymmetricLaplace", dist.AsymmetricLaplace(a, b, 1 + a))
+    numpyro.sample("BetaProportion", dist.BetaProportion(a / (a + b), 1 + b))
+    numpyro.sample("LogUniform", dist.LogUniform(a, a + b))
+    numpyro.sample("RelaxedBernoulli", dist.RelaxedBernoulliLogits(b, logits=a))
+    numpyro.sample("StudentT", dist.StudentT(1 + a, a, b))
+    numpyro.sample("TruncatedNormal", dist.TruncatedNormal(a, b, low=-a, high=a + b))
+    numpyro.sample("Uniform", dist.Uniform(-a, b))
+
+
 def _place(given: dict) -> Callable:
     """Return a `substitute_fn` that gives each latent site a value in its support, another in every step."""
 
@@ -685,12 +981,14 @@ def compare(this: Case) -> dict[bool, tuple[float, float]]:
     with jax.enable_x64(True):
         own = own_constants(reference)
         latent = jax.jit(lambda arrays: _latents(own, back(arrays), this.given))(arrays)
-        latent = jax.tree.map(np.asarray, latent)
+        sites = all_names(program.stage(*this.args).jaxpr, {sample_p})  # NumPyro has no others, or it fails
+        latent = {name: np.asarray(latent[name]) for name in sites}
         floats = {k: v for k, v in latent.items() if v.dtype.kind == "f"}
         others = {k: v for k, v in latent.items() if k not in floats}
+        floats["no site"] = np.zeros(())  # there may be no other number to differentiate by
 
         def terms(floats, arrays):
-            given = this.theirs(floats | others)
+            given = this.theirs(floats | jax.tree.map(jnp.asarray, others))
             found, _ = compute_log_probs(own, back(arrays), {}, given, sum_log_prob=False)
             terms = jnp.concatenate([jnp.zeros(1), *[jnp.ravel(term) for term in found.values()]])
             return terms, terms
@@ -723,3 +1021,180 @@ def test_log_density_is_numpyros(name):
     for precision, (value, gradient) in compare(CASES[name]).items():
         assert value <= TOLERANCE[precision], f"value, float{64 if precision else 32}"
         assert gradient <= TOLERANCE[precision], f"gradient, float{64 if precision else 32}"
+
+
+# What is refused.
+def x():
+    return numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+def twice_as_a_note():
+    numpyro.deterministic("x", x())
+
+
+def twice_observed():
+    x()
+    numpyro.sample("x", dist.Normal(0.0, 1.0), obs=0.0)
+
+
+def twice_with_a_loop():
+    lax.scan(lambda carry, _: (carry + x(), None), x(), None, length=2)
+
+
+def loop_of_a_drawn_length():
+    n = numpyro.sample("n", dist.Poisson(3.0))
+    lax.fori_loop(0, n, lambda _, total: total + x(), 0.0)
+
+
+def while_it_scores():
+    def score(i):
+        numpyro.factor("f", 1.0)
+        return i + 1
+
+    lax.while_loop(lambda i: i < 3, score, 0)
+
+
+@jax.custom_batching.custom_vmap
+def custom(loc):
+    return numpyro.sample("x", dist.Normal(loc, 1.0))
+
+
+custom.def_vmap(lambda size, batched, loc: (custom(loc), batched[0]))
+
+
+def derivative():
+    jax.grad(lambda loc: numpyro.sample("x", dist.Normal(loc, 1.0)))(0.0)
+
+
+def drawn_shape():
+    with numpyro.plate("p", numpyro.sample("n", dist.Poisson(3.0))):
+        x()
+
+
+def drawn_choice():
+    if x() > 0:
+        numpyro.factor("f", 1.0)
+
+
+def drawn_selection():
+    v = numpyro.sample("v", dist.Normal(0.0, 1.0).expand([3]))
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=v[v > 0])
+
+
+def shapes_by_branch():
+    coin = numpyro.sample("coin", dist.Bernoulli(0.5))
+    wide = dist.Normal(0.0, 1.0).expand([2])
+    lax.cond(coin == 1, x, lambda: numpyro.sample("x", wide).sum())
+
+
+def hidden_draw():
+    numpyro.sample("mu", dist.Normal(0, 1))
+    handlers.block(x)()
+
+
+def key_for_nothing():
+    jax.random.normal(numpyro.prng_key())
+
+
+def series_too_short():
+    with handlers.condition(data={"x": jnp.ones(3)}):
+        scan(lambda carry, _: (x(), None), 0.0, None, length=5)
+
+
+class Forgetful(dist.Distribution):
+    support = constraints.real
+
+    def __init__(self, shift):
+        self.shift = shift
+        super().__init__()
+
+    def sample(self, key, sample_shape=()):
+        return self.shift + jax.random.normal(key, sample_shape)
+
+
+def drift_of_a_latent():
+    rate = numpyro.sample("rate", dist.Exponential(1.0))
+    path = dist.EulerMaruyama(jnp.arange(4.0), lambda x, t: (-rate * x, 1.0), dist.Normal(0.0, 1.0))
+    numpyro.sample("path", path)
+
+
+REFUSED = {
+    drift_of_a_latent: "'path' holds a function that closes over values of the program",
+    lambda: numpyro.sample("x", dist.ImproperUniform(constraints.real, (), ())): "cannot draw .* site 'x'",
+    twice_as_a_note: "'x' appears twice in 'twice_as_a_note'",
+    twice_observed: "'x' appears twice",
+    twice_with_a_loop: "'x' appears twice",
+    loop_of_a_drawn_length: "primitive 'while' around 'x'",
+    while_it_scores: "primitive 'while' around 'f'",
+    lambda: custom(0.0): "primitive 'custom_vmap_call' around 'x'",
+    derivative: "at or after site 'x': .*rule for 'sample'",
+    drawn_shape: "at or after site 'n': .*must not depend on what is drawn",
+    drawn_choice: "at or after site 'x': .*must not depend on what is drawn",
+    drawn_selection: "at or after site 'v': .*must not depend on what is drawn",
+    shapes_by_branch: "'x' has different shapes in the branches of a lax.cond",
+    hidden_draw: "prng_key, after site 'mu', .*handlers.block",
+    key_for_nothing: "prng_key, before the first site",
+    series_too_short: r"condition around a scan of length 5 gives site 'x', .*of shape \(3,\)",
+    lambda: numpyro.sample("x", Forgetful(1.0)): "'x': Forgetful has lost a part of itself",
+}
+
+
+@pytest.mark.parametrize(("model", "words"), REFUSED.items(), ids=[m.__name__ for m in REFUSED])
+def test_what_is_refused_is_named(model, words, key):
+    with pytest.raises(ProgramError, match=words):
+        qbs.run(qbs.reify(model))(key)
+
+
+def everywhere():
+    lax.scan(lambda loc, _: (numpyro.sample("scanned", dist.Normal(loc, 1.0)), None), 0.0, None, length=3)
+    jax.vmap(lambda loc: numpyro.sample("mapped", dist.Normal(loc, 1.0)))(jnp.zeros(2))
+    coin = numpyro.sample("coin", dist.Bernoulli(0.5))
+    normal = functools.partial(dist.Normal, 0.0, 1.0)
+    lax.cond(coin == 1, lambda: numpyro.sample("in", normal()), lambda: numpyro.sample("out", normal()))
+
+
+TRACE = {"scanned": np.zeros(3), "mapped": np.zeros(2), "coin": 1, "in": 0.0, "out": 0.0}
+
+
+def test_what_a_trace_lacks_is_named_and_what_is_no_site_ignored():
+    at = qbs.log_density(qbs.reify(everywhere))
+    expected = 6 * -0.5 * math.log(2 * math.pi) - math.log(2)  # "out" is not reached
+    assert at(TRACE | {"nowhere": np.ones(7)}) == pytest.approx(expected, rel=1e-6)
+    for name in TRACE:
+        with pytest.raises(ProgramError, match=f"no value for site '{name}'"):
+            at({site: value for site, value in TRACE.items() if site != name})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "given"), [("scanned", (), (3, 1)), ("mapped", (2,), (3,)), ("out", (), (1,))]
+)
+def test_a_value_of_the_wrong_shape_is_named(name, shape, given):
+    has = given[1:] if name == "scanned" else given
+    words = re.escape(f"site '{name}' has shape {shape}; the value given for it has {has}")
+    with pytest.raises(ProgramError, match=words):
+        qbs.log_density(qbs.reify(everywhere))(TRACE | {name: np.zeros(given)})
+
+
+@pytest.mark.parametrize("given", [(), (2,), (4, 3)])
+def test_a_scanned_value_of_the_wrong_length_is_named(given):
+    with pytest.raises(
+        ProgramError, match=f"'scanned' is drawn at each of 3 steps, .* {re.escape(str(given))}"
+    ):
+        qbs.log_density(qbs.reify(everywhere))(TRACE | {"scanned": np.zeros(given)})
+
+
+def test_a_custom_derivative_around_a_score_is_refused_and_its_value_is_not(key):
+    @jax.custom_jvp
+    def scored(a):
+        numpyro.factor("s", -(a**2))
+        return a
+
+    scored.defjvp(lambda values, tangents: (scored(*values), 100 * tangents[0]))
+
+    def model():
+        numpyro.factor("t", scored(numpyro.sample("a", dist.Normal(0.0, 1.0))))
+
+    density = qbs.log_density(qbs.reify(model))
+    assert density({"a": 0.5}) == pytest.approx(-0.125 - 0.5 * math.log(2 * math.pi) - 0.25 + 0.5)
+    with pytest.raises(ProgramError, match="no derivative through the custom derivative rule around 's'"):
+        jax.grad(lambda a: density({"a": a}))(0.5)

@@ -95,8 +95,10 @@ def walk_there_and_back(ys):
     return zs, products
 
 
-@pytest.mark.parametrize("threshold", [1.0, 0.6])
-@pytest.mark.parametrize("settings", [{"num_path_nodes": 900}, {"chunk_size": 7}, {"chunk_size": 100}])
+@pytest.mark.parametrize(
+    ("settings", "threshold"),
+    [({"num_path_nodes": 900}, 1.0), ({"num_path_nodes": 900}, 0.6), ({"chunk_size": 7}, 0.6)],
+)
 def test_what_saves_memory_changes_nothing(settings, threshold, key):
     """Paths from a tree, and particles in chunks, are those that are stored and evaluated whole."""
     program, ys = qbs.traced(qbs.reify(walk_there_and_back)), jnp.sin(jnp.arange(40.0))

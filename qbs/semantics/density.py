@@ -115,7 +115,11 @@ def _walk(program: Program, read: _Read, args: Any, trace: Mapping[str, Any]) ->
     )
 
 
-def _as_it_is(_: str, distribution: Distribution, given: Array) -> tuple[Array, Array]:
+def _as_it_is(name: str, distribution: Distribution, given: Array) -> tuple[Array, Array]:
+    if given.shape != distribution.shape():
+        raise ProgramError(
+            f"site {name!r} has shape {distribution.shape()}; the value given for it has {given.shape}"
+        )
     return given, jnp.sum(distribution.log_prob(given))
 
 

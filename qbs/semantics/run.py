@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qbs.effects import score_p
+from qbs.errors import ProgramError
 from qbs.interpreter import Semantics, interpret
 from qbs.jaxprs import effect_names, inner_names
 from qbs.program import Program
@@ -59,7 +60,10 @@ class _Forward(Semantics):
 
     def sample(self, state: _State, name: str, distribution: Any, given: Any) -> tuple[Array, _State]:
         key, own = jax.random.split(state.key)
-        return distribution.sample(own), state._replace(key=key)
+        try:
+            return distribution.sample(own), state._replace(key=key)
+        except NotImplementedError as error:
+            raise ProgramError(f"NumPyro cannot draw from the distribution of site {name!r}") from error
 
     def score(self, state: _State, name: str, log_weight: Any) -> _State:
         code = self.scores.index(name)

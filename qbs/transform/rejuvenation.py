@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from qbs.effects import batched_distribution, resampled, score, unused
+from qbs.batches import batched_distribution
+from qbs.effects import resampled, score, unused
 from qbs.interpreter import interpret
 from qbs.jaxprs import (
     all_names,
