@@ -93,7 +93,7 @@ def test_evidence_is_unbiased(name, num_particles):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_particles", [10**4, 10**5])
+@pytest.mark.parametrize("num_particles", [10**4, 10**5, 10**6])
 @pytest.mark.parametrize("name", MODELS)
 def test_evidence_is_unbiased_with_many_particles(name, num_particles):
     require_unbiased(*log_evidences(name, num_particles))
