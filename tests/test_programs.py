@@ -1,4 +1,4 @@
-"""Programs: reified models against NumPyro, exact measures, and populations that keep them."""
+"""Programs: exact measures, populations that keep them, and what JAX's own control flow means."""
 
 import functools
 import math
@@ -10,10 +10,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import lax
-from numpyro import handlers
-from numpyro.contrib.control_flow import cond, scan
-from numpyro.infer.reparam import LocScaleReparam
-from numpyro.infer.util import log_density as numpyro_log_density
 from scipy.stats import expon, norm
 
 import qbs
@@ -30,80 +26,6 @@ def schools(y):
         theta = numpyro.sample("theta", dist.Normal(mu, tau))
         numpyro.deterministic("square", theta**2)
         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-
-
-def series(y):
-    scale = numpyro.sample("scale", dist.Gamma(2.0, 1.0))
-
-    def step(previous, observed):
-        x = numpyro.sample("x", dist.Normal(0.9 * previous, scale))
-        numpyro.sample("y", dist.Normal(x, 0.5), obs=observed)
-        return x, x
-
-    numpyro.deterministic("last", scan(step, 0.0, y)[0])
-
-
-def mixed(y):
-    with handlers.scale(scale=2.0), handlers.mask(mask=np.array([True, False, True, True, True])):
-        a = numpyro.sample("a", dist.Normal(0, 1).expand([5]))
-    with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 2, dim=-1):
-        b = numpyro.sample("b", dist.Beta(2.0, 3.0))
-    numpyro.sample("k", dist.Categorical(jnp.array([0.2, 0.3, 0.5])))
-    numpyro.sample("w", dist.Dirichlet(jnp.ones(3)))
-    numpyro.sample("m", dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.5, 2.0]])))
-    numpyro.factor("f", a.sum() * b.sum())
-
-
-def branching(y):
-    coin = numpyro.sample("coin", dist.Bernoulli(0.3))
-
-    def left(_):
-        return numpyro.sample("x", dist.Normal(0.0, 1.0))
-
-    def right(_):
-        return numpyro.sample("x", dist.Normal(2.0, 3.0))
-
-    cond(coin == 1, left, right, None)
-
-
-MODELS = {
-    "plate": schools,
-    "scan": series,
-    "scale, mask, vectors": mixed,
-    "cond": branching,
-    "condition": lambda y: handlers.condition(schools, {"theta": jnp.arange(5.0)})(y),
-    "condition in scan": lambda y: handlers.condition(series, {"x": jnp.arange(5.0)})(y),
-    "substitute": handlers.substitute(schools, {"mu": 1.3}),
-    "do": handlers.do(schools, {"mu": 0.5}),
-    "reparam": handlers.reparam(schools, {"theta": LocScaleReparam(0)}),
-    "scale around scan": handlers.scale(series, 2.0),
-    "block": handlers.block(schools, hide_fn=lambda site: site["name"] == "square"),
-    "lift": handlers.lift(
-        lambda y: numpyro.factor("f", -(numpyro.param("p", 1.0) ** 2)), dist.Normal(0.0, 2.0)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_log_density_is_numpyros(name, key):
-    model = MODELS[name]
-    for precision, tolerance in ((False, 1e-5), (True, 1e-11)):
-        with jax.enable_x64(precision):
-            program = qbs.reify(model)
-            drawn = qbs.run(program)(key, Y)
-            ours = qbs.log_density(program)(drawn.trace, Y)
-            found = handlers.trace(handlers.seed(model, 0)).get_trace(Y)
-            latent = {k: v for k, v in drawn.trace.items() if found[k]["type"] == "sample"}
-            theirs, _ = numpyro_log_density(model, (Y,), {}, latent)
-            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-            floats = {k: v for k, v in latent.items() if jnp.issubdtype(v.dtype, jnp.floating)}
-            rest = {k: v for k, v in latent.items() if k not in floats}
-            gradient = jax.grad(lambda t, r=rest, p=program: qbs.log_density(p)(t | r, Y))(floats)
-            expected = jax.grad(lambda t, r=rest, m=model: numpyro_log_density(m, (Y,), {}, t | r)[0])(floats)
-            for site in floats:
-                np.testing.assert_allclose(
-                    gradient[site], expected[site], rtol=20 * tolerance, atol=20 * tolerance, err_msg=site
-                )
 
 
 def test_jax_control_flow_around_sites(key):
