@@ -97,21 +97,26 @@ def _broadcast(leaves: list, structure: Any, axes: Axes) -> dist.Distribution:
     """Rebuild a distribution with the batch axes in front of its parameters."""
     for depth, (size, where) in enumerate(axes):
         leaves = [
-            (np if isinstance(leaf, np.ndarray) else jnp).expand_dims(leaf, depth)
+            _numpy(leaf).expand_dims(leaf, depth)
             if position is None
             else jnp.moveaxis(leaf, position + depth, depth)
             for leaf, position in zip(leaves, where, strict=True)
         ]
         if _is_repeated((size, where)):
-            leaves = [jnp.repeat(leaf, size, depth) for leaf in leaves]
+            leaves = [_numpy(leaf).repeat(leaf, size, depth) for leaf in leaves]
     return _promoted(jax.tree.unflatten(structure, leaves), len(axes))
+
+
+def _numpy(leaf: Any) -> Any:
+    """Return NumPy itself for what is known, so that it stays known."""
+    return np if isinstance(leaf, np.ndarray) else jnp
 
 
 def _promoted(rebuilt: dist.Distribution, depth: int) -> dist.Distribution:
     """Return a distribution whose batch shape has the `depth` axes that stand in front in its parameters."""
     if isinstance(rebuilt, dist.ExpandedDistribution):
         added = range(depth, depth + len(rebuilt.batch_shape) - len(rebuilt.base_dist.batch_shape))
-        base = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, tuple(added)), rebuilt.base_dist)
+        base = jax.tree.map(lambda x: _numpy(x).expand_dims(x, tuple(added)), rebuilt.base_dist)
         base = _promoted(base, depth)
         return base.expand((*base.batch_shape[:depth], *rebuilt.batch_shape))
     if isinstance(rebuilt, dist.Independent):

@@ -171,7 +171,17 @@ def backwards():
     return lax.scan(step, 0, jnp.array([0.7, -1.4]), reverse=True)
 
 
-HARD = {f.__name__: f for f in (scores_within_branches_of_scans, inputs_that_differ, backwards)}
+def counts():
+    """A support that is known only as long as the total count is; alone, and in a plate."""
+    p = numpyro.sample("p", dist.Bernoulli(0.4))
+    x = numpyro.sample("x", dist.Binomial(2, 0.2 + 0.5 * p))
+    with numpyro.plate("two", 2):
+        z = numpyro.sample("z", dist.Binomial(1, 0.3 + 0.5 * p))
+    numpyro.factor("f", -0.3 * x * z.sum())
+    return x, z
+
+
+HARD = {f.__name__: f for f in (scores_within_branches_of_scans, inputs_that_differ, backwards, counts)}
 
 
 @pytest.mark.parametrize("name", HARD)
