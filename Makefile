@@ -26,7 +26,7 @@ demo: $(DEMO) ## compare dark-energy models on real survey data
 # a module's tests runs once; those marked `serial` come after, alone.
 test test-slow: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax
 test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
-# NumPyro orders the parameters of a distribution by hash: another seed, and nothing of it is found in the cache.
+# NumPyro orders the parameters of a distribution by hash: with another seed, some of it is not found in the cache.
 test test-slow: export PYTHONHASHSEED = 0
 
 test: $(DEV) ## run the fast tests

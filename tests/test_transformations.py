@@ -71,7 +71,7 @@ def test_tempering(name):
     check(lambda p: qbs.tempered(p, [0.1, 0.4, 1.0]), ZOO[name])
 
 
-@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("num_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ZOO)
 def test_metropolis(name, num_steps):
     if num_steps == 2 and name == "nested_population":
@@ -95,8 +95,17 @@ def test_rejuvenation(name):
     check(lambda p: qbs.rejuvenate(p, moves_of(name), 1, sites=[MOVED[name]], at=at), ZOO[name])
 
 
-@pytest.mark.parametrize("resample", SCHEMES)
-@pytest.mark.parametrize("name", ZOO)
+def large_ones_slowly(schemes):
+    """Return programs of the zoo with schemes: systematic for all, the others for the large ones if slow."""
+    large = ("nested_population", "branch_in_scan", "geometric", "loop_hmm")
+    return [
+        pytest.param(n, s, marks=pytest.mark.slow if n in large and s != "systematic" else ())
+        for n in ZOO
+        for s in schemes
+    ]
+
+
+@pytest.mark.parametrize(("name", "resample"), large_ones_slowly(SCHEMES))
 def test_population(name, resample):
     check(lambda p: qbs.population(p, 2, resample=resample), ZOO[name])
 
