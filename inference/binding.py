@@ -20,6 +20,7 @@ from numpyro.primitives import Messenger
 from qbs.captured import own_constants
 from qbs.effects import score_p
 from qbs.errors import ModelError, ProgramError, QbsError
+from qbs.hashing import is_hashable
 from qbs.inference.digest import digest
 from qbs.inference.sites import Site, walk
 from qbs.jaxprs import effect_names
@@ -189,7 +190,7 @@ def bind(
         else:
             break
     identity = function if identity is None else identity
-    return _read(jaxpr, arrays, identity if _is_hashable(identity) else id(identity), name)
+    return _read(jaxpr, arrays, identity if is_hashable(identity) else id(identity), name)
 
 
 def _stage(function: Callable, arrays: tuple[Array, ...], name: str) -> jex.core.ClosedJaxpr:
@@ -267,14 +268,6 @@ def _require_whole(name: str, size: int, subsample_size: int | None) -> None:
             f"the plate {name!r} takes {subsample_size} of {size} at random, and the log density must not be "
             "random: leave subsample_size out"
         )
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def require_latents(bound: BoundModel) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array
 
+from qbs.batches import bare
 from qbs.effects import sample_p, score_p
 from qbs.interpreter import Semantics, interpret
 from qbs.jaxprs import effect_names
@@ -101,6 +102,4 @@ def _draw(distribution: dist.Distribution, key: Array) -> Array:
 
 def is_improper(distribution: dist.Distribution) -> bool:
     """Whether a distribution cannot be normalised, nor drawn from."""
-    while isinstance(distribution, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.ImproperUniform)
+    return isinstance(bare(distribution), dist.ImproperUniform)

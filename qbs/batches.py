@@ -5,7 +5,6 @@ others are drawn and evaluated element by element, by `jax.vmap` of the single d
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,6 +14,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints, transforms
 from numpyro.distributions.batch_util import promote_batch_shape
+
+from qbs.hashing import kept
 
 Axes = tuple[tuple[int, tuple[int | None, ...]], ...]
 
@@ -39,11 +40,7 @@ def batched_distribution(leaves: list, structure: Any, axes: Axes) -> dist.Distr
     known = {i: leaf for i, leaf in enumerate(map(_known, leaves)) if leaf is not None}
     kinds = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     values = tuple((i, tuple(leaf.ravel().tolist())) for i, leaf in known.items())
-    try:
-        broadcasts = _broadcasts(structure, kinds, axes, values, jnp.result_type(float))
-    except TypeError:  # settings of the distribution that cannot be hashed
-        broadcasts = _broadcasts.__wrapped__(structure, kinds, axes, values, None)
-    if broadcasts:
+    if _broadcasts(structure, kinds, axes, values, jnp.result_type(float)):
         return _broadcast([known.get(i, leaf) for i, leaf in enumerate(leaves)], structure, axes)
     return ElementWise(leaves, structure, axes)
 
@@ -60,10 +57,10 @@ def _known(leaf: Any) -> np.ndarray | None:
     return np.asarray(leaf) if np.size(leaf) <= 64 else None
 
 
-@lru_cache(maxsize=4096)
+@kept
 def _broadcasts(structure: Any, kinds: tuple, axes: Axes, values: tuple, precision: Any) -> bool:  # noqa: ARG001
     """Whether a family draws and evaluates whole batches, as far as shapes tell."""
-    if _holds_distributions(jax.tree.unflatten(structure, [0.0] * structure.num_leaves)):
+    if _is_built_on_another(jax.tree.unflatten(structure, [0.0] * structure.num_leaves)):
         return False
     known = {i: np.array(own, kinds[i].dtype).reshape(kinds[i].shape) for i, own in values}
 
@@ -87,10 +84,20 @@ def _broadcasts(structure: Any, kinds: tuple, axes: Axes, values: tuple, precisi
         return False
 
 
-def _holds_distributions(distribution: Any) -> bool:
+def bare(distribution: Any) -> Any:
+    """Return what is expanded, masked, or of which several make an event."""
     while isinstance(distribution, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
         distribution = distribution.base_dist
-    return any(isinstance(inner, dist.Distribution) for inner in vars(distribution).values())
+    return distribution
+
+
+def _is_built_on_another(distribution: Any) -> bool:
+    """Whether a distribution is made from others; a private one is only what NumPyro draws with."""
+    return any(name[0] != "_" for name in _inner(bare(distribution)))
+
+
+def _inner(distribution: Any) -> dict[str, dist.Distribution]:
+    return {k: v for k, v in vars(distribution).items() if isinstance(v, dist.Distribution)}
 
 
 def _broadcast(leaves: list, structure: Any, axes: Axes) -> dist.Distribution:
@@ -121,7 +128,10 @@ def _promoted(rebuilt: dist.Distribution, depth: int) -> dist.Distribution:
         return base.expand((*base.batch_shape[:depth], *rebuilt.batch_shape))
     if isinstance(rebuilt, dist.Independent):
         return _promoted(rebuilt.base_dist, depth).to_event(rebuilt.reinterpreted_batch_ndims)
-    return promote_batch_shape(rebuilt)
+    promoted = promote_batch_shape(rebuilt)
+    # NumPyro leaves what it draws with inside as it was.
+    vars(promoted).update({name: _promoted(inner, depth) for name, inner in _inner(rebuilt).items()})
+    return promoted
 
 
 class ElementWise(dist.Distribution):
@@ -176,7 +186,8 @@ class ElementWise(dist.Distribution):
             structures.append(structure)
             return leaves
 
-        if not isinstance(self._bare(), dist.TransformedDistribution):
+        single: Any = jax.tree.unflatten(self.structure, self.leaves)
+        if not isinstance(bare(single), dist.TransformedDistribution):
             sizes = tuple(size for size, _ in self.axes)
             return self.each(lambda single, key: single.sample(key))(jax.random.split(key, sizes))
         leaves = self.each(part)()
@@ -202,12 +213,6 @@ class ElementWise(dist.Distribution):
         single: Any = jax.tree.unflatten(self.structure, self.leaves).support
         return single if not jax.tree.leaves(single) else _Support(self, single)
 
-    def _bare(self) -> Any:
-        bare = jax.tree.unflatten(self.structure, self.leaves)
-        while isinstance(bare, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):
-            bare = bare.base_dist
-        return bare
-
 
 def _before(single: Any) -> dist.Distribution:
     """Return what a transformed distribution transforms, in the same batch shape."""
@@ -220,9 +225,7 @@ def _before(single: Any) -> dist.Distribution:
 
 
 def _transformed(single: Any, value: Array) -> Array:
-    while not isinstance(single, dist.TransformedDistribution):
-        single = single.base_dist
-    for transform in single.transforms:
+    for transform in bare(single).transforms:
         value = transform(value)
     return value
 

@@ -9,7 +9,7 @@ whether the population around, if there is one, resampled at a score.
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jax.interpreters import batching, mlir
 from jaxtyping import Array, ArrayLike
 
 from qbs.errors import ProgramError
+from qbs.hashing import kept
 
 sample_p = jex.core.Primitive("sample")
 score_p = jex.core.Primitive("score")
@@ -55,10 +56,7 @@ def sample(name: str, distribution: dist.Distribution) -> Array:
     leaves, structure = jax.tree.flatten(distribution)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     kinds = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    try:
-        drawn = _drawn(structure, kinds, jnp.result_type(float))
-    except TypeError:  # settings of the distribution that cannot be hashed
-        drawn = _drawn.__wrapped__(structure, kinds, None)
+    drawn = _drawn(structure, kinds, jnp.result_type(float))
     return sample_p.bind(
         *leaves,
         structure=structure,
@@ -87,7 +85,7 @@ def unrecorded() -> Iterator[None]:
         _is_recorded.reset(token)
 
 
-@lru_cache(maxsize=4096)
+@kept
 def _drawn(structure: Any, leaves: tuple, precision: Any) -> Any:  # noqa: ARG001 (types depend on it)
     """Return the shape and type of a draw."""
     key = jax.eval_shape(jax.random.key, 0)

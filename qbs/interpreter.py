@@ -96,11 +96,7 @@ def _evaluate(
         name = settings["name"]
         distribution = batched_distribution(values, settings["structure"], settings["axes"])
         value, state = semantics.sample(state, name, distribution, given.get(name))
-        shape = equation.outvars[0].aval.shape
-        if jnp.shape(value) != shape:
-            raise ProgramError(
-                f"site {name!r} has shape {shape}; the value given for it has {jnp.shape(value)}"
-            )
+        require_shape(name, equation.outvars[0].aval.shape, value)
         value = _as_site(value, equation.outvars[0].aval.dtype)
         return [value], state, {name: value}
     if primitive is score_p:
@@ -118,7 +114,14 @@ def _evaluate(
             f"qbs cannot interpret the JAX primitive {primitive.name!r} around {names}: draw and score "
             "outside of it, or use lax.scan, lax.cond, jax.vmap or jax.jit"
         )
-    return rule(equation, values, semantics, state, given)
+    inside = {name: given[name] for name in effect_names(equation, (sample_p,)) if name in given}
+    return rule(equation, values, semantics, state, inside)
+
+
+def require_shape(name: str, shape: tuple[int, ...], value: Any) -> None:
+    """Raise `ProgramError` unless a value has the shape of its site."""
+    if jnp.shape(value) != shape:
+        raise ProgramError(f"site {name!r} has shape {shape}; the value given for it has {jnp.shape(value)}")
 
 
 def _as_site(value: Any, dtype: Any) -> Array:
@@ -145,7 +148,7 @@ def _with_own_derivative(equation: Any, values: list, semantics: Semantics, stat
         names = ", ".join(map(repr, effect_names(equation)))
         raise ProgramError(f"there is no derivative through the custom derivative rule around {names}")
 
-    return walk(values, state, {name: given[name] for name in effect_names(equation) if name in given})
+    return walk(values, state, given)
 
 
 def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
@@ -156,8 +159,7 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
         values[num_consts : num_consts + num_carry],
         values[num_consts + num_carry :],
     )
-    own = {name: given[name] for name in effect_names(equation, (sample_p,)) if name in given}
-    for name, value in own.items():
+    for name, value in given.items():
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
         if any(shape[:1] != (settings["length"],) for shape in shapes):
             raise ProgramError(
@@ -177,7 +179,7 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
     (state, carry), (ys, trace) = lax.scan(
         body,
         (state, carry),
-        (xs, own),
+        (xs, given),
         length=settings["length"],
         reverse=settings["reverse"],
         unroll=settings["unroll"],
@@ -188,7 +190,6 @@ def _scan(equation: Any, values: list, semantics: Semantics, state: Any, given: 
 def _cond(equation: Any, values: list, semantics: Semantics, state: Any, given: Values) -> Any:
     index, *operands = values
     branches = equation.params["branches"]
-    given = {name: given[name] for name in effect_names(equation, (sample_p,)) if name in given}
 
     def walk(branch: Any, state: Any, operands: list, given: Values) -> Interpreted:
         return interpret(*open_jaxpr(branch), operands, semantics, state, given)

@@ -162,6 +162,9 @@ def test_bounds_that_differ_among_elements_are_left_behind():
 
 def test_common_families_need_one_key():
     """What broadcasts is not taken apart: a key for each element costs ten times the draw."""
-    for family in ("Normal", "Gamma, expanded", "Categorical", "Poisson", "MultivariateNormal"):
+    for family in (
+        *("Normal", "Gamma, expanded", "Categorical", "Poisson", "MultivariateNormal"),
+        *("Beta", "StudentT", "NegativeBinomial2", "BetaBinomial"),  # NumPyro draws with another inside
+    ):
         leaves, structure, axis = batch_of(family)
         assert not isinstance(batched_distribution(leaves, structure, (axis,)), ElementWise)

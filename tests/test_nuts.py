@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from arviz_stats.base import array_stats
+from kalman import kalman
 from numpyro import infer
 from numpyro.contrib.control_flow import scan
 
@@ -136,15 +137,6 @@ def _state_space(y=None, length=None):
     numpyro.deterministic("last", jax.lax.scan(step, 0.0, y, length=length)[0])
 
 
-def _kalman_filter(y):
-    mean, variance = 0.0, 0.0
-    for observed in y:
-        mean, variance = 0.9 * mean, 0.81 * variance + 1.0
-        gain = variance / (variance + 0.25)
-        mean, variance = mean + gain * (observed - mean), (1 - gain) * variance
-    return mean, variance
-
-
 def test_a_jax_scan_around_sites_is_fitted(key):
     y = np.sin(np.arange(10.0))
     posterior = qbs.fit(_state_space, y, method=NUTS(), key=key)
@@ -152,7 +144,7 @@ def test_a_jax_scan_around_sites_is_fitted(key):
     assert posterior.samples["x"].shape == (4, 1000, 10)
     assert posterior.derived == ("last",)
     np.testing.assert_array_equal(posterior.samples["x"][..., -1], posterior.samples["last"])
-    mean, variance = _kalman_filter(y)
+    _, mean, variance = kalman(y)
     found, error = _mean_and_mcse(posterior.samples["last"])
     assert abs(found[0] - mean) < 4 * error[0]
     found, error = _mean_and_mcse((posterior.samples["last"] - mean) ** 2)

@@ -190,7 +190,16 @@ def counts():
     return x, z
 
 
-HARD = {f.__name__: f for f in (scores_within_branches_of_scans, inputs_that_differ, backwards, counts)}
+def overdispersed():
+    """A family that NumPyro draws with another inside."""
+    p = numpyro.sample("p", dist.Bernoulli(0.4))
+    x = numpyro.sample("x", dist.BetaBinomial(1.0 + p, 2.0, 2))
+    numpyro.factor("f", -0.3 * x)
+    return x
+
+
+HARD_ONES = (scores_within_branches_of_scans, inputs_that_differ, backwards, counts, overdispersed)
+HARD = {f.__name__: f for f in HARD_ONES}
 
 
 @pytest.mark.parametrize("name", HARD)

@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 
 from qbs.effects import note
 from qbs.errors import ProgramError
-from qbs.interpreter import Interpreted, Semantics, interpret
+from qbs.interpreter import Interpreted, Semantics, interpret, require_shape
 from qbs.program import Program
 
 # From a site's name, distribution and given value to its value and log density.
@@ -116,10 +116,7 @@ def _walk(program: Program, read: _Read, args: Any, trace: Mapping[str, Any]) ->
 
 
 def _as_it_is(name: str, distribution: Distribution, given: Array) -> tuple[Array, Array]:
-    if given.shape != distribution.shape():
-        raise ProgramError(
-            f"site {name!r} has shape {distribution.shape()}; the value given for it has {given.shape}"
-        )
+    require_shape(name, distribution.shape(), given)
     return given, jnp.sum(distribution.log_prob(given))
 
 

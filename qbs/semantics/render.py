@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
-import numpyro.distributions as dist
 
+from qbs.batches import bare
 from qbs.effects import note_p, sample_p, score_p
 from qbs.errors import MissingExtraError, ProgramError
 from qbs.jaxprs import CALLS, effect_names, has_effects, inner_jaxprs, is_literal, open_jaxpr, scan_layout
@@ -239,9 +239,7 @@ class _Builder:
 
 
 def _family(structure: Any) -> str:
-    found = jax.tree.unflatten(structure, [0.0] * structure.num_leaves)
-    while isinstance(found, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        found = found.base_dist
+    found = bare(jax.tree.unflatten(structure, [0.0] * structure.num_leaves))
     return type(found).__name__.removesuffix("Probs").removesuffix("Logits").strip("_")
 
 

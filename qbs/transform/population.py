@@ -217,11 +217,11 @@ class Cloud(Walk):
         )
         return [Value(result, moves=True) for result in evaluate(*[value.array for value in values])]
 
-    def evaluate_all(self, equations: list, env: dict[Any, Value], wanted: set) -> None:
+    def evaluate_all(self, equations: list, env: dict[Any, Value], last: dict[Any, int], end: int) -> None:
         """Evaluate equations without effects, some particles at a time if asked to."""
         size = self.settings.chunk_size
         if size is None or size >= self.settings.num_particles:
-            super().evaluate_all(equations, env, wanted)
+            super().evaluate_all(equations, env, last, end)
             return
         moving = {v for v, value in env.items() if value.moves}
         later: list[Any] = []
@@ -230,10 +230,10 @@ class Cloud(Walk):
             depends = not moving.isdisjoint(variables(equation))
             moving.update(equation.outvars if depends else ())
             (later if depends else plain).append(equation)
-        super().evaluate_all(plain, env, wanted)
+        super().evaluate_all(plain, env, last, end)
         made = list(dict.fromkeys(v for equation in later for v in equation.outvars))
         read = list(dict.fromkeys(v for e in later for v in variables(e) if v not in set(made)))
-        outputs = [v for v in made if v in wanted]
+        outputs = [v for v in made if last.get(v, -1) >= end]
         if not outputs:
             return
         for v in read:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from qbs.effects import note_p, sample_p, score_p, unused
+from qbs.hashing import is_hashable
 from qbs.jaxprs import (
     Jaxpr,
     all_names,
@@ -137,18 +138,10 @@ def _signature(equation: Any, points: frozenset[str] | None, texts: dict[int, An
 
 def _text(value: Any, texts: dict[int, Any]) -> Any:
     if not hasattr(value, "eqns") and not hasattr(value, "jaxpr"):
-        return value if _is_hashable(value) else repr(value)
+        return value if is_hashable(value) else repr(value)
     if id(value) not in texts:
         texts[id(value)] = (value, str(value))  # kept, so that the id stays its own
     return texts[id(value)][1]
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _find_loops(segments: list[list], points: frozenset[str] | None) -> list:

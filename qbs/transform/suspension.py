@@ -148,7 +148,7 @@ class Walk(abc.ABC):
             while end < len(jaxpr.eqns) and _is_plain(jaxpr.eqns[end]):
                 end += 1
             if end > position:
-                self.evaluate_all(jaxpr.eqns[position:end], env, {v for v in last if last[v] >= end})
+                self.evaluate_all(jaxpr.eqns[position:end], env, last, end)
                 position = end
                 continue
             if equation.primitive is sample_p:
@@ -164,8 +164,8 @@ class Walk(abc.ABC):
             return [Value(v.val, moves=False) if is_literal(v) else env[v] for v in jaxpr.outvars]
         return read_all(jaxpr.outvars, env)
 
-    def evaluate_all(self, equations: list, env: dict[Any, Value], wanted: set) -> None:  # noqa: ARG002
-        """Evaluate equations without effects into `env`; only the wanted variables are read after them."""
+    def evaluate_all(self, equations: list, env: dict[Any, Value], last: dict[Any, int], end: int) -> None:  # noqa: ARG002
+        """Evaluate equations without effects into `env`; what is last read before `end` may be left out."""
         for equation in equations:
             outputs = self.evaluate(equation, read_all(equation.invars, env))
             env.update(zip(equation.outvars, outputs, strict=True))
