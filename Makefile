@@ -29,6 +29,8 @@ test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 # NumPyro orders the parameters of a distribution by hash: with another seed, some of it is not found in the cache.
 test test-slow: export PYTHONHASHSEED = 0
 
+# The fast tests mostly compile; `make test-slow` and users have the compiler's optimizations.
+test: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 test: $(DEV) ## run the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not slow"

@@ -52,10 +52,10 @@ def _by_keyword(*, y):
     "model",
     [
         _from_global,
-        _from_dictionary,
-        _from_helper,
+        pytest.param(_from_dictionary, marks=pytest.mark.slow),
+        pytest.param(_from_helper, marks=pytest.mark.slow),
         _from_closure(np.array([1, 2, 0.5])),
-        functools.partial(_by_keyword, y=np.array([1, 2, 0.5])),
+        pytest.param(functools.partial(_by_keyword, y=np.array([1, 2, 0.5])), marks=pytest.mark.slow),
     ],
     ids=["global", "dictionary", "helper", "closure", "partial"],
 )

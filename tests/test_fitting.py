@@ -85,6 +85,7 @@ def test_model_kwargs_reach_the_model(key):
     assert 5 < wide / narrow < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [SHORT, COARSE])
 def test_no_tracer_leaks(method, key):
     def model(y):  # a new function, so that everything is traced here

@@ -82,7 +82,14 @@ def _mean_and_mcse(draws):
 
 
 @pytest.mark.parametrize(
-    "name", ["eight schools", "logistic regression", "hierarchical regression", "scan autoregression"]
+    "name",
+    [
+        "logistic regression",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("eight schools", "hierarchical regression", "scan autoregression")
+        ),
+    ],
 )
 def test_moments_are_numpyros(name, key):
     model, data = _case(name)

@@ -77,7 +77,7 @@ def require_unbiased(found, truth):
     assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / math.sqrt(len(ratio))
 
 
-@pytest.mark.parametrize("num_particles", [100, 1000])
+@pytest.mark.parametrize("num_particles", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_evidence_is_unbiased(name, num_particles):
     require_unbiased(*log_evidences(name, num_particles, batch=NUM_SEEDS))

@@ -137,7 +137,11 @@ def plates_and_vectors(y):
         numpyro.sample("y", dist.StudentT(3, total, 1), obs=y)
 
 
-@pytest.mark.parametrize("model", [regression, plates_and_vectors, walk], ids=lambda model: model.__name__)
+@pytest.mark.parametrize(
+    "model",
+    [regression, pytest.param(plates_and_vectors, marks=pytest.mark.slow), walk],
+    ids=lambda model: model.__name__,
+)
 def test_potential_and_gradient_are_numpyros(model):
     for precision, tolerance in ((False, 1e-5), (True, 1e-12)):
         with jax.enable_x64(precision):

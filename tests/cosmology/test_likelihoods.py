@@ -248,8 +248,11 @@ def test_precision_is_that_of_the_call(data_set):
     assert single.dtype == batch.dtype == jnp.float32
     assert double.dtype == exact_batch.dtype == jnp.float64
     assert float(double) == pytest.approx(float(exact), rel=1e-12)
-    assert float(single) == pytest.approx(float(exact), rel=1e-5, abs=1e-4)
-    np.testing.assert_allclose(batch, exact_batch, rtol=1e-5, atol=1e-4)
+    # A prediction in float32 carries some rounding errors of its own size, here in standard deviations.
+    rounding = 8 * np.finfo(np.float32).eps * np.linalg.norm(data_set.data / data_set.errors)
+    tolerance = 2 * np.sqrt(np.asarray(exact_batch).max()) * rounding + rounding**2
+    assert float(single) == pytest.approx(float(exact), abs=tolerance)
+    np.testing.assert_allclose(batch, exact_batch, rtol=0, atol=tolerance)
 
 
 @pytest.mark.usefixtures("x64")
