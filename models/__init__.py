@@ -1,4 +1,4 @@
-"""Models and applications: cosmology.
+"""Models and applications: cosmology, state spaces, change-points.
 
 Subpackages are imported on first use.
 """
@@ -6,10 +6,12 @@ Subpackages are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["cosmology"]
+__all__ = ["change_point", "cosmology", "state_space"]
 
 if TYPE_CHECKING:
+    from qbs.models import change_point as change_point
     from qbs.models import cosmology as cosmology
+    from qbs.models import state_space as state_space
 else:
 
     def __getattr__(name: str) -> Any:

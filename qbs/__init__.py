@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "bind",
     "collapse",
+    "compare",
     "conditional",
     "enumerate",
     "errors",
@@ -30,6 +31,8 @@ __all__ = [
     "integrate",
     "load",
     "log_density",
+    "log_likelihood",
+    "loo",
     "map",
     "metropolis",
     "mixture",
@@ -56,6 +59,9 @@ if TYPE_CHECKING:
     from qbs.effects import sample as sample
     from qbs.effects import score as score
     from qbs.inference.fitting import fit as fit
+    from qbs.inference.results.comparison import compare as compare
+    from qbs.inference.results.pointwise import log_likelihood as log_likelihood
+    from qbs.inference.results.pointwise import loo as loo
     from qbs.inference.results.posterior import Posterior as Posterior
     from qbs.inference.results.storage import load as load
     from qbs.inference.target import Target as Target
@@ -89,6 +95,7 @@ else:
         "Target": "qbs.inference.target",
         "bind": "qbs.transform.composition",
         "collapse": "qbs.transform.population",
+        "compare": "qbs.inference.results.comparison",
         "conditional": "qbs.transform.conditional",
         "enumerate": "qbs.semantics.enumeration",
         "fit": "qbs.inference.fitting",
@@ -96,6 +103,8 @@ else:
         "integrate": "qbs.semantics.quadrature",
         "load": "qbs.inference.results.storage",
         "log_density": "qbs.semantics.density",
+        "log_likelihood": "qbs.inference.results.pointwise",
+        "loo": "qbs.inference.results.pointwise",
         "map": "qbs.transform.composition",
         "metropolis": "qbs.transform.metropolis",
         "mixture": "qbs.transform.composition",

@@ -84,6 +84,19 @@ def _broadcasts(structure: Any, kinds: tuple, axes: Axes, values: tuple, precisi
         return False
 
 
+def mask_of(distribution: dist.Distribution) -> Array | None:
+    """Return which numbers of a draw a mask lets count, in the shape of the draw; `None` without a mask."""
+    inner: Any = distribution
+    while inner is not None and not isinstance(inner, dist.MaskedDistribution):
+        inner = getattr(inner, "base_dist", None)
+    if inner is None:
+        return None
+    mask, shape = jnp.asarray(inner._mask), distribution.shape()
+    if mask.ndim:
+        mask = mask.reshape(*mask.shape, *[1] * (len(shape) - mask.ndim))
+    return jnp.broadcast_to(mask, shape)
+
+
 def bare(distribution: Any) -> Any:
     """Return what is expanded, masked, or of which several make an event."""
     while isinstance(distribution, dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution):

@@ -10,6 +10,9 @@ PAGES = [
     "README.md",
     "docs/guides/programs.md",
     pytest.param("docs/guides/prove_your_sampler.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/compare.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
+    "docs/methods/chains.md",
 ]
 
 

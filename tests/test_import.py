@@ -90,7 +90,7 @@ def test_lazy_subpackage(name):
         ("qbs.nonsense", "it has Particles"),
         ("qbs.posterier", "did you mean 'qbs.Posterior'"),
         ("qbs.inference.nonsense", "it has mcmc, nested, results"),
-        ("qbs.models.nonsense", "it has cosmology"),
+        ("qbs.models.nonsense", "it has change_point, cosmology"),
     ],
 )
 def test_unknown_name(name, hint):

@@ -1,3 +1,30 @@
-"""Markov chain Monte Carlo."""
+"""Markov chain Monte Carlo: kernels, their combinations, and chains of them."""
 
+from qbs.inference.mcmc.chains import Chains as Chains
+from qbs.inference.mcmc.combinators import cycle as cycle
+from qbs.inference.mcmc.combinators import mixture as mixture
+from qbs.inference.mcmc.combinators import on_sites as on_sites
+from qbs.inference.mcmc.combinators import repeat as repeat
+from qbs.inference.mcmc.gibbs import Conditional as Conditional
+from qbs.inference.mcmc.gibbs import Gibbs as Gibbs
+from qbs.inference.mcmc.green import Green as Green
+from qbs.inference.mcmc.green import green as green
+from qbs.inference.mcmc.hamiltonian import HMC as HMC
+from qbs.inference.mcmc.hamiltonian import NoUTurn as NoUTurn
+from qbs.inference.mcmc.jump import Birth as Birth
+from qbs.inference.mcmc.jump import Split as Split
+from qbs.inference.mcmc.jump import reversible_jump as reversible_jump
+from qbs.inference.mcmc.kernel import Info as Info
+from qbs.inference.mcmc.kernel import Kernel as Kernel
+from qbs.inference.mcmc.kernel import State as State
+from qbs.inference.mcmc.kernel import as_transition as as_transition
+from qbs.inference.mcmc.langevin import MALA as MALA
+from qbs.inference.mcmc.metropolis import Independence as Independence
+from qbs.inference.mcmc.metropolis import MetropolisHastings as MetropolisHastings
+from qbs.inference.mcmc.metropolis import RandomWalk as RandomWalk
+from qbs.inference.mcmc.metropolis import TraceMH as TraceMH
 from qbs.inference.mcmc.nuts import NUTS as NUTS
+from qbs.inference.mcmc.slice import EllipticalSlice as EllipticalSlice
+from qbs.inference.mcmc.slice import HitAndRun as HitAndRun
+from qbs.inference.mcmc.slice import Slice as Slice
+from qbs.inference.mcmc.trace_target import TraceTarget as TraceTarget

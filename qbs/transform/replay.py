@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from qbs.batches import mask_of
 from qbs.effects import note_p, sample, sample_p, score
 from qbs.errors import ProgramError
 from qbs.interpreter import Interpreted, Semantics, interpret
@@ -55,8 +56,11 @@ class Replay(Semantics):
 
 def log_prob_inside(distribution: Any, value: Array) -> Array:
     """Return the sum of log probabilities, `-inf` outside of the support (where NumPyro gives any number)."""
-    log_prob = distribution.log_prob(value)
-    return jnp.sum(jnp.where(distribution.support(value), log_prob, -jnp.inf))
+    log_prob, is_inside = distribution.log_prob(value), distribution.support(value)
+    mask = mask_of(distribution)
+    if mask is not None:
+        is_inside |= ~mask[(..., *[0] * distribution.event_dim)]
+    return jnp.sum(jnp.where(is_inside, log_prob, -jnp.inf))
 
 
 def replay(staged: Staged, semantics: Replay, given: Mapping[str, Any]) -> Interpreted:

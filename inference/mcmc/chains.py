@@ -1,0 +1,267 @@
+"""The method that runs chains of any kernel on a model."""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Int
+
+from qbs.errors import LikelihoodError, ModelError
+from qbs.inference.binding import BoundModel
+from qbs.inference.mcmc.kernel import Info, Kernel, State
+from qbs.inference.mcmc.trace_target import TraceTarget
+from qbs.inference.method import Method, Pacer, require_positive
+from qbs.inference.problem import Problem
+from qbs.inference.progress import ProgressLine
+from qbs.inference.results.diagnostics import chain_problems
+from qbs.inference.results.posterior import Posterior, to_numpy
+from qbs.inference.sites import walk
+from qbs.inference.unconstrained import constrain, potential
+from qbs.semantics.density import unconstrain
+
+_CAPACITY = 1000  # steps a compiled block can hold
+_MAX_STARTS = 100
+
+
+class Chains(Method):
+    """Chains of any kernel, side by side.
+
+    ```python
+    kernel = mcmc.cycle(mcmc.on_sites(mcmc.Slice(), ["scale"]), mcmc.Gibbs({"z": [0, 1]}))
+    posterior = qbs.fit(model, y, method=mcmc.Chains(kernel), key=key)
+    ```
+
+    Each chain starts at a draw from the prior. Where every site has a gradient, `NUTS` is the better choice.
+
+    Attributes:
+        kernel: What makes a step. The `num_warmup` of a kernel that adapts must not be above the chains'.
+        num_chains: Number of chains; four or more let R-hat judge them.
+        num_warmup: Steps of each chain that are not kept.
+        num_draws: Draws kept from each chain.
+        thinning: Steps for each draw that is kept.
+        is_unconstrained: Whether the kernel moves continuous sites on the whole real line, by NumPyro's
+            transforms, or on their own supports. Reversible jump wants the latter.
+    """
+
+    kernel: Kernel
+    num_chains: int = eqx.field(static=True, default=4)
+    num_warmup: int = eqx.field(static=True, default=1000)
+    num_draws: int = eqx.field(static=True, default=1000)
+    thinning: int = eqx.field(static=True, default=1)
+    is_unconstrained: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.kernel, Kernel):
+            raise TypeError(f"Chains: kernel must be a kernel, not {type(self.kernel).__name__}")
+        require_positive(self, "num_chains", "num_draws", "thinning", whole=True)
+        if isinstance(self.num_warmup, bool) or not isinstance(self.num_warmup, int) or self.num_warmup < 0:
+            raise ValueError(f"Chains: num_warmup must be a whole number from 0 up, not {self.num_warmup!r}")
+
+    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+        """Run all chains; see `Method.run`."""
+        if problem.black_box is not None:
+            raise ModelError(
+                f"Chains needs a likelihood written in JAX, and that of {problem.name!r} is not: use "
+                "method=qbs.inference.nested.Dynesty()"
+            )
+        space = _Space(problem.bound, self.is_unconstrained)
+        start_key, init_key, run_key = jax.random.split(key, 3)
+        positions, is_valid = _find_starts(space, jax.random.split(start_key, self.num_chains))
+        if not np.all(is_valid):
+            raise LikelihoodError(
+                f"the log density of {problem.name!r} is not finite at any of {_MAX_STARTS} draws from its "
+                "prior"
+            )
+        state = _init(space, self.kernel, jax.random.split(init_key, self.num_chains), positions)
+        collected = _Collected(space)
+        is_interrupted = False
+        try:
+            keys = jax.random.split(run_key, self.num_chains)
+            total = self.num_warmup + self.num_draws * self.thinning
+            pacer, done = Pacer(_CAPACITY), 0
+            while done < total:
+                phase_end = self.num_warmup if done < self.num_warmup else total
+                length = pacer.next_length(phase_end - done)
+                state, block = jax.block_until_ready(
+                    _advance(space, self.kernel, state, keys, jnp.asarray(done), jnp.asarray(length))
+                )
+                pacer.finish()
+                first = done - self.num_warmup
+                done += length
+                collected.add(block, length, first, self.thinning)
+                if line.is_due:
+                    phase = "warm-up" if done <= self.num_warmup else "sampling"
+                    line.update(
+                        f"{phase} {done:,}/{total:,} steps, acceptance {collected.acceptance:.2f}",
+                        done / total,
+                    )
+        except KeyboardInterrupt:
+            if collected.num_kept < 2:
+                raise KeyboardInterrupt(
+                    "Chains was interrupted before it kept a draw: nothing to return"
+                ) from None
+            is_interrupted = True
+        return self._posterior(problem, collected, is_interrupted=is_interrupted)
+
+    def _posterior(self, problem: Problem, collected: "_Collected", *, is_interrupted: bool) -> Posterior:
+        draws, stats = collected.result()
+        samples, derived = problem.in_order(draws)
+        problems = chain_problems(samples, stats)
+        if collected.num_bad:
+            problems.append(
+                f"The log density was NaN or infinite at {collected.num_bad:,} of "
+                f"{collected.num_evaluations:,} points tried: they were rejected, as if impossible."
+            )
+        if is_interrupted:
+            problems.insert(
+                0,
+                f"Interrupted after {collected.num_kept:,} of {self.num_draws:,} draws per chain: those are "
+                "kept.",
+            )
+        return Posterior(
+            samples=samples,
+            num_likelihood_calls=collected.num_evaluations,
+            problems=problems,
+            derived=derived,
+            stats=stats,
+            provenance={"is_interrupted": is_interrupted},
+        )
+
+
+class _Space(eqx.Module):
+    """Where the chains move, and the log density there."""
+
+    bound: BoundModel
+    is_unconstrained: bool = eqx.field(static=True)
+
+    def target(self) -> Any:
+        """Return the log density."""
+        if self.is_unconstrained:
+            return lambda position: -potential(self.bound, position)
+        return TraceTarget(self.bound.program, self.bound.arrays)
+
+    def draw(self, key: Array) -> Any:
+        """Return a draw from the prior as a position."""
+        trace = walk(self.bound.program, self.bound.arrays, key, {}).trace
+        trace = {name: trace[name] for name in self.bound.latent}
+        return unconstrain(self.bound.program)(trace, *self.bound.arrays) if self.is_unconstrained else trace
+
+    def values(self, position: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return sites, deterministic sites, and log densities at a position."""
+        if self.is_unconstrained:
+            return constrain(self.bound, position)
+        found = walk(self.bound.program, self.bound.arrays, jax.random.key(0), position)
+        zero = jnp.zeros(())
+        observed = sum((found.log_probs[name] for name in self.bound.scored), start=zero)
+        return found.trace, {
+            "log_likelihood": observed,
+            "log_density": sum(found.log_probs.values(), start=zero),
+        }
+
+
+@eqx.filter_jit
+def _find_starts(space: _Space, keys: Array) -> tuple[Any, Bool[Array, " num_chains"]]:
+    target = space.target()
+
+    def find(key: Array) -> tuple[Any, Array]:
+        def is_next(carry: Any) -> Array:
+            index, _, is_valid = carry
+            return (index < _MAX_STARTS) & ~is_valid
+
+        def turn(carry: Any) -> Any:
+            index, _, _ = carry
+            position = space.draw(jax.random.fold_in(key, index))
+            return index + 1, position, jnp.isfinite(target(position))
+
+        shapes = jax.eval_shape(space.draw, key)
+        nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.while_loop(is_next, turn, (0, nowhere, jnp.zeros((), bool)))[1:]
+
+    return jax.vmap(find)(keys)
+
+
+@eqx.filter_jit
+def _init(space: _Space, kernel: Kernel, keys: Array, positions: Any) -> State:
+    target = space.target()
+    return jax.vmap(lambda key, position: kernel.init(key, position, target))(keys, positions)
+
+
+class _Block(NamedTuple):
+    position: Any
+    info: Info
+
+
+@eqx.filter_jit
+def _advance(
+    space: _Space,
+    kernel: Kernel,
+    state: State,
+    keys: Array,
+    done: Int[ArrayLike, ""],
+    length: Int[ArrayLike, ""],
+) -> tuple[State, _Block]:
+    """Make a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
+    target = space.target()
+    step = jax.vmap(lambda key, state: kernel.step(key, state, target))
+
+    def turn(index: Array, carry: tuple[State, _Block]) -> tuple[State, _Block]:
+        state, block = carry
+        state, info = step(jax.vmap(lambda key: jax.random.fold_in(key, done + index))(keys), state)
+        put = partial(jax.tree.map, lambda all_, new: all_.at[:, index].set(new))
+        return state, put(block, _Block(state.position, info))
+
+    shapes = jax.eval_shape(lambda: step(keys, state))
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((leaf.shape[0], _CAPACITY, *leaf.shape[1:]), leaf.dtype),
+        _Block(shapes[0].position, shapes[1]),
+    )
+    return jax.lax.fori_loop(0, length, turn, (state, empty))
+
+
+@eqx.filter_jit
+def _values(space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    return jax.vmap(jax.vmap(space.values))(positions)
+
+
+class _Collected:
+    """Gathers blocks of draws on the host."""
+
+    def __init__(self, space: _Space):
+        self._space = space
+        self._samples: list[dict[str, np.ndarray]] = []
+        self._stats: list[dict[str, np.ndarray]] = []
+        self._accepted: list[np.ndarray] = []
+        self.num_kept = self.num_evaluations = self.num_bad = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Mean probability of acceptance in the last block."""
+        return float(np.mean(self._accepted[-1])) if self._accepted else math.nan
+
+    def add(self, block: _Block, length: int, first: int, thinning: int) -> None:
+        """Count a block of steps, of which the first is number `first` after warm-up, and keep its draws."""
+        info: Info = to_numpy(jax.tree.map(lambda leaf: leaf[:, :length], block.info))
+        self.num_evaluations += int(info.num_evaluations.sum())
+        self.num_bad += int(info.num_nonfinite.sum())
+        self._accepted = [np.asarray(info.acceptance)]
+        kept = [i for i in range(length) if first + i >= 0 and (first + i + 1) % thinning == 0]
+        if not kept:
+            return
+        samples, densities = to_numpy(_values(self._space, block.position))
+        stats = {**densities, "acceptance_rate": to_numpy(block.info.acceptance)}
+        stats["diverging"] = to_numpy(block.info.is_divergent)
+        self._samples.append(jax.tree.map(lambda leaf: leaf[:, kept], samples))
+        self._stats.append(jax.tree.map(lambda leaf: leaf[:, kept], stats))
+        self.num_kept += len(kept)
+
+    def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return draws and statistics with leading axes chain and draw."""
+
+        def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+            return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+        return join(self._samples), join(self._stats)
