@@ -1,4 +1,4 @@
-"""Inference algorithms, Markov chain Monte Carlo and nested sampling, and their results.
+"""Markov chain Monte Carlo, nested sampling and sequential Monte Carlo, and their results.
 
 Subpackages are imported on first use.
 """
@@ -6,12 +6,13 @@ Subpackages are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["mcmc", "nested", "results"]
+__all__ = ["mcmc", "nested", "results", "smc"]
 
 if TYPE_CHECKING:
     from qbs.inference import mcmc as mcmc
     from qbs.inference import nested as nested
     from qbs.inference import results as results
+    from qbs.inference import smc as smc
 else:
 
     def __getattr__(name: str) -> Any:

@@ -13,6 +13,11 @@ PAGES = [
     pytest.param("docs/guides/compare.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
     "docs/methods/chains.md",
+    "docs/methods/tempered.md",
+    *(
+        pytest.param(f"docs/methods/{name}.md", marks=pytest.mark.slow)
+        for name in ("particle_filter", "pmmh", "particle_gibbs", "smc2")
+    ),
 ]
 
 

@@ -58,7 +58,7 @@ def log_density(program: Program, *, unconstrained: bool = False) -> Callable[..
     Raises:
         ProgramError: If the trace lacks a site, or a value has the wrong shape.
     """
-    return partial(_log_density, program, _from_unconstrained if unconstrained else _as_it_is)
+    return partial(_log_density, program, from_unconstrained if unconstrained else _as_it_is)
 
 
 def constrain(program: Program) -> Callable[..., dict[str, Array]]:
@@ -98,7 +98,7 @@ def _log_density(program: Program, read: _Read, trace: Mapping[str, Any], *args:
 
 
 def _constrain(program: Program, trace: Mapping[str, Any], *args: Any) -> dict[str, Array]:
-    return _walk(program, _from_unconstrained, args, trace).trace
+    return _walk(program, from_unconstrained, args, trace).trace
 
 
 def _unconstrain(program: Program, trace: Mapping[str, Any], *args: Any) -> dict[str, Array]:
@@ -120,7 +120,8 @@ def _as_it_is(name: str, distribution: Distribution, given: Array) -> tuple[Arra
     return given, jnp.sum(distribution.log_prob(given))
 
 
-def _from_unconstrained(name: str, distribution: Distribution, given: Array) -> tuple[Array, Array]:
+def from_unconstrained(name: str, distribution: Distribution, given: Array) -> tuple[Array, Array]:
+    """Return a site's value from its unconstrained one, and its log density there, Jacobian included."""
     transform = _transform(name, distribution)
     if transform is None:
         return _as_it_is(name, distribution, given)

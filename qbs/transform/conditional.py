@@ -130,7 +130,7 @@ class _ConditionalCloud(Cloud):
         names = all_names(part, (sample_p,))
         given = {name: self._given(name) for name in names}
 
-        def weigh(*arrays: Array) -> Array:
+        def weigh(*arrays: Any) -> Array:
             found = interpret(part, [], list(arrays), Replay(), Weights.zero(), given).state
             return found.log_prob + found.log_score
 

@@ -1,0 +1,218 @@
+"""Tempered SMC against evidences in closed form, also where scales shrink on the way to the posterior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, norm
+
+import qbs
+from qbs.inference import smc
+from qbs.inference.smc.apart import parts
+
+Y = np.array([1.0, 2.0, 0.5])
+SMALL = smc.Tempered(num_particles=512)
+
+
+def conjugate(y):
+    theta = numpyro.sample("theta", dist.Normal(0, 2))
+    numpyro.sample("y", dist.Normal(theta, 1), obs=y)
+
+
+TRUTH = multivariate_normal(np.zeros(3), np.eye(3) + 4 * np.ones((3, 3))).logpdf(Y)
+
+
+def two_modes():
+    x = numpyro.sample("x", dist.Uniform(-10, 10))
+    numpyro.factor("modes", jnp.logaddexp(jnp.log(0.3) + norm_pdf(x, -5.0), jnp.log(0.7) + norm_pdf(x, 5.0)))
+
+
+def norm_pdf(x, mean):
+    return dist.Normal(mean, 0.3).log_prob(x)
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(100, 5))
+SHARP = X @ RNG.normal(size=5) + 0.01 * RNG.normal(size=100)
+SCALES = np.geomspace(0.01, 10, 20)
+
+
+def shrinking(x, y):
+    slopes = numpyro.sample("slopes", dist.Normal(0, 1).expand([5]).to_event(1))
+    log_scale = numpyro.sample("log_scale", dist.Normal(0, 1.5))
+    numpyro.sample("y", dist.Normal(x @ slopes, jnp.exp(log_scale)), obs=y)
+
+
+def shrinking_truth():
+    """The slopes summed out by algebra, the scale by quadrature."""
+    grid = np.linspace(-8, 5, 2001)
+    values = [
+        multivariate_normal(np.zeros(100), X @ X.T + np.exp(2 * s) * np.eye(100)).logpdf(SHARP) for s in grid
+    ]
+    return logsumexp(np.array(values) + norm(0, 1.5).logpdf(grid) + np.log(grid[1] - grid[0]))
+
+
+def many_scales():
+    x = numpyro.sample("x", dist.Normal(0, 20).expand([20]).to_event(1))
+    numpyro.factor("likelihood", jnp.sum(dist.Normal(x, SCALES).log_prob(0.0)))
+
+
+def shells(dim):
+    centres = np.zeros((2, dim))
+    centres[:, 0] = -3.5, 3.5
+
+    def model():
+        x = numpyro.sample("x", dist.Uniform(-6, 6).expand([dim]).to_event(1))
+        radii = [jnp.linalg.norm(x - centre) for centre in centres]
+        numpyro.factor("shells", jnp.logaddexp(*[dist.Normal(2.0, 0.1).log_prob(r) for r in radii]))
+
+    return model
+
+
+def require_right(model, data, truth, num_seeds, method):
+    """The mean over seeds is within 0.15 nats of the truth, or four of its standard errors."""
+    fits = [
+        qbs.fit(model, *data, method=method, key=jax.random.key(seed), progress=False)
+        for seed in range(num_seeds)
+    ]
+    found = np.array([fit.log_evidence for fit in fits])
+    error = np.sqrt(np.mean([fit.log_evidence_error**2 for fit in fits]) / num_seeds)
+    assert abs(found.mean() - truth) < max(0.15, 4 * error), (found - truth, error)
+    return fits
+
+
+def test_evidence_and_moments_in_closed_form():
+    fits = require_right(conjugate, (Y,), TRUTH, 5, SMALL)
+    assert abs(np.mean([fit.log_evidence for fit in fits]) - TRUTH) < 0.1
+    for fit in fits:
+        assert fit.problems == []
+        mean, sd = fit.mean("theta"), fit.sd("theta")
+        assert abs(mean - 1.0769231) < 5 * np.sqrt(0.3076923 / fit.ess)
+        assert abs(sd - np.sqrt(0.3076923)) < 5 * np.sqrt(0.3076923 / 2 / fit.ess)
+
+
+def test_two_modes_keep_their_shares():
+    fits = require_right(two_modes, (), -np.log(20), 3, smc.Tempered(num_particles=1024))
+    shares = [float(np.sum(fit.weights * (fit.samples["x"] > 0))) for fit in fits]
+    spread = np.sqrt(np.mean([fit.log_evidence_error**2 for fit in fits]) + 0.21 / 1024)
+    assert abs(np.mean(shares) - 0.7) < 4 * spread / np.sqrt(3)
+
+
+def test_the_parts_are_those_of_the_density(key):
+    from qbs.inference.problem import pose
+    from qbs.inference.unconstrained import potential
+
+    bound = pose(shrinking, (X, SHARP)).bound
+    position = {"slopes": jax.random.normal(key, (5,)), "log_scale": jnp.asarray(0.3)}
+    found = parts(bound, position)
+    likelihood = norm(X @ np.asarray(position["slopes"]), np.exp(0.3)).logpdf(SHARP).sum()
+    assert float(found.log_likelihood) == pytest.approx(likelihood, rel=1e-5)
+    total = float(found.log_prior + found.log_likelihood)
+    assert total == pytest.approx(-float(potential(bound, position)), rel=1e-6)
+
+
+def test_same_key_same_result_and_nothing_compiled_again(key, compile_events):
+    first = qbs.fit(conjugate, Y, method=SMALL, key=key, progress=False)
+    with compile_events() as events:
+        again = qbs.fit(conjugate, Y, method=SMALL, key=key, progress=False)
+        qbs.fit(conjugate, Y + 1, method=SMALL, key=key, progress=False)
+    assert not events
+    assert first.log_evidence == again.log_evidence
+    np.testing.assert_array_equal(first.samples["theta"], again.samples["theta"])
+
+
+def test_chunks_change_nothing(key):
+    whole = qbs.fit(conjugate, Y, method=SMALL, key=key, progress=False)
+    chunks = smc.Tempered(num_particles=512, chunk_size=100)
+    parted = qbs.fit(conjugate, Y, method=chunks, key=key, progress=False)
+    assert parted.log_evidence == pytest.approx(whole.log_evidence, abs=1e-9)
+
+
+def nowhere(y):
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+    numpyro.factor("bad", jnp.where(theta > 0.5, jnp.nan, y.sum()))
+
+
+def impossible(y):
+    numpyro.sample("theta", dist.Normal(0, 1))
+    numpyro.factor("bad", -jnp.inf * y.sum())
+
+
+def improper(y):
+    theta = numpyro.sample("theta", dist.ImproperUniform(dist.constraints.real, (), ()))
+    numpyro.sample("y", dist.Normal(theta, 1), obs=y)
+
+
+def discrete(y):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(z, 1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "message"),
+    [
+        (nowhere, Y, qbs.errors.LikelihoodError, "is NaN at"),
+        (conjugate, np.array([1.0, np.nan]), qbs.errors.LikelihoodError, "holds 1 NaN"),
+        (impossible, Y, qbs.errors.LikelihoodError, "-inf at all"),
+        (improper, Y, qbs.errors.ModelError, "'theta' in 'improper' is improper"),
+        (discrete, Y, qbs.errors.ModelError, "'z' of 'discrete' is discrete"),
+    ],
+    ids=["NaN", "NaN in the data", "impossible", "improper", "discrete"],
+)
+def test_bad_models_are_explained(model, data, error, message, key):
+    with pytest.raises(error, match=message):
+        qbs.fit(model, data, method=SMALL, key=key, progress=False)
+
+
+def test_nan_out_of_the_prior_draws_is_said(key):
+    def model(y):
+        theta = numpyro.sample("theta", dist.Normal(0, 1))
+        numpyro.factor("far", jnp.where(theta > 4.5, jnp.nan, dist.Normal(theta, 0.5).log_prob(y).sum()))
+
+    posterior = qbs.fit(model, np.array([4.4, 4.6, 4.5]), method=SMALL, key=key, progress=False)
+    assert any("NaN at" in problem for problem in posterior.problems)
+    assert np.all(posterior.samples["theta"] <= 4.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_particles": 100}, "a multiple of num_islands"),
+        ({"num_islands": 1}, "num_islands must be at least 2"),
+        ({"ess": 1.0}, "ess must lie between 0 and 1"),
+        ({"max_correlation": 2.0}, "max_correlation must lie"),
+        ({"chunk_size": 0}, "chunk_size must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        smc.Tempered(**settings)
+
+
+@pytest.mark.slow
+def test_scales_that_shrink_a_hundredfold():
+    require_right(shrinking, (X, SHARP), shrinking_truth(), 5, smc.Tempered())
+
+
+@pytest.mark.slow
+def test_twenty_dimensions_of_scales_from_a_hundredth_to_ten():
+    truth = norm(0, np.sqrt(400 + SCALES**2)).logpdf(0).sum()
+    require_right(many_scales, (), truth, 5, smc.Tempered())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "truth"), [(2, -1.746), (5, -5.672), (10, -14.59)])
+def test_gaussian_shells(dim, truth):
+    """Feroz, Hobson & Bridges (2009), table 1, to its digits."""
+    require_right(shells(dim), (), truth, 5, smc.Tempered())
+
+
+@pytest.mark.slow
+def test_errors_cover_the_truth():
+    fits = require_right(conjugate, (Y,), TRUTH, 50, SMALL)
+    z = np.array([(fit.log_evidence - TRUTH) / fit.log_evidence_error for fit in fits])
+    assert 0.7 < z.std(ddof=1) < 1.4
+    assert abs(z.mean()) < 4 * z.std(ddof=1) / np.sqrt(50)
