@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array
 
 from qbs.errors import ModelError
 from qbs.inference.binding import REUSED
+from qbs.inference.checkpoint import LOG_PROBS, Checkpoint, Keeper
 from qbs.inference.mcmc.nuts import NUTS
 from qbs.inference.method import Method
 from qbs.inference.nested.dynesty import Dynesty
@@ -20,6 +22,7 @@ from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import Posterior
 from qbs.inference.results.provenance import provenance, stopwatch
 from qbs.inference.target import Target
+from qbs.inference.unconstrained import site_log_probs
 from qbs.precision import Precision, precision_context
 
 _NOTHING_OBSERVED = (
@@ -36,6 +39,7 @@ def fit(
     name: str = "",
     precision: Precision | None = None,
     progress: bool | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Posterior:
     """Fit a model to data: draws from its posterior, and its evidence where the method gives one.
 
@@ -58,6 +62,9 @@ def fit(
         precision: `"float32"` or `"float64"`. By default what the method needs: float64 for methods that
             report an evidence, else JAX's current setting, which is never changed for the caller.
         progress: Whether to show progress; by default on a terminal or in a notebook.
+        checkpoint: A file that keeps the state of the run, every half minute or as a `qbs.Checkpoint` says.
+            Where it exists, the run goes on from it, to the numbers of a run in one go; a run that is done
+            is returned at once. Nothing is kept by default.
 
     Returns:
         The posterior. Read its `problems` before trusting it. Interrupted by Ctrl-C, the draws so far,
@@ -68,6 +75,7 @@ def fit(
             the method (the message names the site).
         LikelihoodError: If the log density is NaN or `+inf`, or `-inf` wherever it was tried, or the
             likelihood raises or does not return one number.
+        CheckpointError: If the checkpoint is of another run (the message says what differs) or damaged.
         TypeError: If `key` or `method` is something else.
     """
     _require_key(key)
@@ -81,10 +89,12 @@ def fit(
         problem = pose(model, data, model_kwargs, name=name)
         record = provenance(method, problem.name, key, problem.bound.arrays)
         record["program_sha256"] = problem.bound.digest
+        record["precision"] = str(jnp.result_type(float))
         title = f"{problem.name} {type(method).__name__}"
         with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
-            posterior = method.run(problem, key, line)
-        record["precision"] = str(jnp.result_type(float))
+            keeper = _keeper(checkpoint, problem, method, record)
+            posterior = method.run(problem, key, line, keeper)
+    posterior.problems.extend(keeper.problems)
     if problem.is_prior:
         posterior.problems.append(_NOTHING_OBSERVED)
     if posterior.provenance.get("is_interrupted"):
@@ -103,6 +113,23 @@ def _choose(problem: Problem) -> Method:
         method, reason = Dynesty(), "its likelihood is not written in JAX"
     print(f"qbs.fit: {problem.name!r} is fitted by {type(method).__name__} ({reason})", file=sys.stderr)
     return method
+
+
+def _keeper(
+    checkpoint: str | Path | Checkpoint | None, problem: Problem, method: Method, record: dict[str, Any]
+) -> Keeper:
+    """Return what keeps the state of a run, for a file that names the run it is of."""
+    if checkpoint is None:
+        return Keeper()
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    names = ("model", "method", "seed", "key_type", "data_sha256", "precision", "versions", "device")
+    identity = {name: record[name] for name in names}
+    identity["settings"] = {n: v for n, v in record["settings"].items() if n not in method.extensible}
+    log_probs = [site_log_probs(problem.bound, jax.random.key(seed)) for seed in range(2)]
+    identity[LOG_PROBS] = {name: [float(found[name]) for found in log_probs] for name in log_probs[0]}
+    identity[LOG_PROBS]["log_likelihood"] = problem.probe
+    return Keeper(checkpoint, identity)
 
 
 @contextlib.contextmanager

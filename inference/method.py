@@ -8,6 +8,7 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array
 
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import Posterior
@@ -21,8 +22,9 @@ class Method(eqx.Module):
     """
 
     precision: ClassVar[Precision | None] = None
+    extensible: ClassVar[tuple[str, ...]] = ()  # settings that may change where a checkpoint goes on
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Draw from the posterior of a problem.
 
         Interrupted by Ctrl-C, a method returns what it has, with a problem that says so; where it has
@@ -32,6 +34,7 @@ class Method(eqx.Module):
             problem: What to infer.
             key: A typed JAX key.
             line: Where to show progress.
+            keeper: Where to keep the state, for a run that goes on.
         """
         raise NotImplementedError
 

@@ -27,12 +27,14 @@ class Problem:
             contains the likelihood.
         derive: Derived quantities of one dictionary of NumPy values, for a black box.
         is_prior: Whether nothing in the model is observed.
+        probe: Log likelihood of a black box at one draw from the priors.
     """
 
     bound: BoundModel
     black_box: Callable[[dict[str, Any]], float] | None = None
     derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     is_prior: bool = False
+    probe: float | None = None
 
     @property
     def name(self) -> str:
@@ -107,10 +109,10 @@ def _as_black_box(target: Target, data: tuple, name: str) -> Problem:
         require_scalar(value.shape, target.name)
         return float(value)
 
-    log_likelihood(first)
+    probe = log_likelihood(first)
     if target.derived is not None:
         _check_derived(target, target.derived, first)
-    return Problem(bound, log_likelihood, target.derived)
+    return Problem(bound, log_likelihood, target.derived, probe=probe)
 
 
 def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[str, Any]) -> None:

@@ -55,17 +55,20 @@ class ProgressLine:
         interval = _LIVE_INTERVAL if self._progress is not None else _PLAIN_INTERVAL
         return self._is_shown and time.monotonic() - self._last >= interval
 
-    def update(self, status: str, fraction: float | None = None) -> None:
-        """Show a status and, from the fraction of the work that is done, the time that is left.
+    def update(self, status: str, fraction: float | None = None, remaining: float | None = None) -> None:
+        """Show a status and the time that is left.
 
         Args:
             status: Counts and rates, in words.
             fraction: Done part of the work in [0, 1], or `None` when it is not known.
+            remaining: Seconds left, where more is known than the fraction tells.
         """
         if not self.is_due:
             return
         self._last = time.monotonic()
-        eta = f"ETA {_clock(self._remaining(fraction))}" if fraction else "ETA --:--"
+        if remaining is None and fraction:
+            remaining = (self._last - self._start) * (1 - fraction) / fraction
+        eta = "ETA --:--" if remaining is None else f"ETA {_clock(remaining)}"
         if self._progress is not None:
             self._progress.update(
                 self._task, total=1.0 if fraction else None, completed=fraction or 0.0, status=status, eta=eta
@@ -73,9 +76,6 @@ class ProgressLine:
         else:
             elapsed = _clock(self._last - self._start)
             print(f"{self._title}: {status}, {elapsed} elapsed, {eta}", file=sys.stderr, flush=True)
-
-    def _remaining(self, fraction: float) -> float:
-        return (self._last - self._start) * (1 - fraction) / fraction
 
 
 def _clock(seconds: float) -> str:

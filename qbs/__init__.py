@@ -14,6 +14,7 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Checkpoint",
     "Particles",
     "Posterior",
     "Program",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from qbs import validate as validate
     from qbs.effects import sample as sample
     from qbs.effects import score as score
+    from qbs.inference.checkpoint import Checkpoint as Checkpoint
     from qbs.inference.fitting import fit as fit
     from qbs.inference.results.comparison import compare as compare
     from qbs.inference.results.pointwise import log_likelihood as log_likelihood
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
 else:
     # Public name -> the module that defines it; a submodule stands for itself.
     _HOMES = {
+        "Checkpoint": "qbs.inference.checkpoint",
         "Particles": "qbs.transform.population",
         "Posterior": "qbs.inference.results.posterior",
         "Program": "qbs.program",

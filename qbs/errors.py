@@ -25,6 +25,10 @@ class PosteriorFileError(QbsError, ValueError):
     """A file is not a saved posterior, is damaged, or was written by a newer version."""
 
 
+class CheckpointError(QbsError, ValueError):
+    """A checkpoint is damaged, or is of another run; the message says what differs."""
+
+
 class MissingExtraError(QbsError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""
 

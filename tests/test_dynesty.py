@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import qbs
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.nested import Dynesty
 from qbs.inference.problem import pose
 from qbs.inference.progress import ProgressLine
@@ -339,7 +340,7 @@ class _InterruptingLine(ProgressLine):
     def is_due(self):
         return True
 
-    def update(self, status, fraction=None):
+    def update(self, status, fraction=None, remaining=None):
         if int(status.split()[0].replace(",", "")) >= self._after:
             raise KeyboardInterrupt
 
@@ -347,7 +348,7 @@ class _InterruptingLine(ProgressLine):
 def test_interrupt_keeps_the_points_so_far(key):
     model, data, truth = _CASES["normal-normal"]
     with jax.enable_x64(True):
-        posterior = FAST.run(pose(model, data), key, _InterruptingLine(300))
+        posterior = FAST.run(pose(model, data), key, _InterruptingLine(300), Keeper())
     assert posterior.problems[0].startswith("Interrupted after 30")
     assert posterior.provenance["is_interrupted"]
     assert abs(posterior.log_evidence - truth) < 0.5  # the live points already cover the peak

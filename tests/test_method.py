@@ -127,4 +127,4 @@ def test_a_method_is_a_frozen_value(kind):
 
 def test_the_bare_method_runs_nothing():
     with pytest.raises(NotImplementedError):
-        inspect.unwrap(Method.run)(Method(), None, None, None)
+        inspect.unwrap(Method.run)(Method(), None, None, None, None)

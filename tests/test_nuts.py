@@ -12,6 +12,7 @@ from numpyro import infer
 from numpyro.contrib.control_flow import scan
 
 import qbs
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.mcmc import NUTS
 from qbs.inference.problem import pose
 from qbs.inference.progress import ProgressLine
@@ -316,7 +317,7 @@ class _InterruptingLine(ProgressLine):
     def is_due(self):
         return True
 
-    def update(self, status, fraction=None):
+    def update(self, status, fraction=None, remaining=None):
         phase, after = self._when
         if status.startswith(phase) and int(status.split()[1].split("/")[0].replace(",", "")) >= after:
             raise KeyboardInterrupt
@@ -325,19 +326,21 @@ class _InterruptingLine(ProgressLine):
 def test_interrupt_keeps_the_draws_so_far(key):
     model, data = _case("eight schools")
     posterior = NUTS(num_warmup=50, num_draws=500).run(
-        pose(model, data), key, _InterruptingLine("sampling", 20)
+        pose(model, data), key, _InterruptingLine("sampling", 20), Keeper()
     )
     kept = posterior.shape[1]
     assert 20 <= kept < 500
     assert posterior.problems[0].startswith(f"Interrupted after {kept} of 500 draws")
-    whole = NUTS(num_warmup=50, num_draws=500).run(pose(model, data), key, ProgressLine("test", show=False))
+    whole = NUTS(num_warmup=50, num_draws=500).run(
+        pose(model, data), key, ProgressLine("test", show=False), Keeper()
+    )
     np.testing.assert_array_equal(posterior.samples["mu"], whole.samples["mu"][:, :kept])
 
 
 def test_interrupt_in_warmup_has_nothing_to_keep(key):
     model, data = _case("eight schools")
     with pytest.raises(KeyboardInterrupt, match="before it kept a draw"):
-        NUTS(num_warmup=50).run(pose(model, data), key, _InterruptingLine("warm-up", 5))
+        NUTS(num_warmup=50).run(pose(model, data), key, _InterruptingLine("warm-up", 5), Keeper())
 
 
 def test_predictions_follow_the_posterior(key):

@@ -79,7 +79,7 @@ def test_settings_are_plain_values():
     assert found["nothing"] is None
     assert (found["rate"], found["name"], found["number"]) == (0.25, "x", 1.5)
     assert type(found["number"]) is float
-    assert "[0, 1, 2]" in found["vector"]
+    assert found["vector"] == [0, 1, 2]
     assert found["inner"] == {"type": "_Inner", "scale": 0.5}
     json.dumps(found)
 

@@ -16,6 +16,7 @@ from scipy.stats import halfnorm, norm
 
 import qbs
 from qbs.errors import LikelihoodError, ModelError
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.problem import pose
 from qbs.inference.progress import ProgressLine
 from qbs.inference.smc import PMMH, SMC2, ParticleFilter, ParticleGibbs
@@ -199,16 +200,16 @@ class _InterruptingLine(ProgressLine):
     def is_due(self):
         return True
 
-    def update(self, status, fraction=None):
+    def update(self, status, fraction=None, remaining=None):
         if self._words in status:
             raise KeyboardInterrupt
 
 
 def test_interrupted_islands(key):
     with jax.enable_x64(True):
-        posterior = FILTER.run(pose(series, (YS,)), key, _InterruptingLine("island 4"))
+        posterior = FILTER.run(pose(series, (YS,)), key, _InterruptingLine("island 4"), Keeper())
         with pytest.raises(KeyboardInterrupt):
-            FILTER.run(pose(series, (YS,)), key, _InterruptingLine("island 1"))
+            FILTER.run(pose(series, (YS,)), key, _InterruptingLine("island 1"), Keeper())
     assert posterior.problems[0] == "Interrupted after 4 of 8 islands: those are kept here."
     assert posterior.shape == (4, 50)
 
@@ -351,9 +352,9 @@ def test_chains_against_quadrature(method, key, compile_events):
     assert events == []
     with jax.enable_x64(True):
         problem = pose(unknown_coefficient, (YS,))
-        cut = method.run(problem, key, _InterruptingLine("sampling 2"))
+        cut = method.run(problem, key, _InterruptingLine("sampling 2"), Keeper())
         with pytest.raises(KeyboardInterrupt, match="before it kept a draw"):
-            method.run(problem, key, _InterruptingLine("warm-up"))
+            method.run(problem, key, _InterruptingLine("warm-up"), Keeper())
     assert cut.problems[0].startswith("Interrupted after 2")
     kept = cut.shape[1]
     np.testing.assert_array_equal(

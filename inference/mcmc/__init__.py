@@ -1,5 +1,6 @@
 """Markov chain Monte Carlo: kernels, their combinations, and chains of them."""
 
+from qbs.inference.blocks import Converged as Converged
 from qbs.inference.mcmc.chains import Chains as Chains
 from qbs.inference.mcmc.combinators import cycle as cycle
 from qbs.inference.mcmc.combinators import mixture as mixture

@@ -1,8 +1,7 @@
 """The method that runs chains of any kernel on a model."""
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,9 +11,11 @@ from jaxtyping import Array, ArrayLike, Bool, Int
 
 from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel
+from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.mcmc.kernel import Info, Kernel, State
 from qbs.inference.mcmc.trace_target import TraceTarget
-from qbs.inference.method import Method, Pacer, require_positive
+from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.diagnostics import chain_problems
@@ -45,7 +46,10 @@ class Chains(Method):
         thinning: Steps for each draw that is kept.
         is_unconstrained: Whether the kernel moves continuous sites on the whole real line, by NumPyro's
             transforms, or on their own supports. Reversible jump wants the latter.
+        until: When to stop before `num_draws`, for example `Converged(ess=1000, r_hat=1.01)`.
     """
+
+    extensible: ClassVar[tuple[str, ...]] = ("num_draws", "until")
 
     kernel: Kernel
     num_chains: int = eqx.field(static=True, default=4)
@@ -53,6 +57,7 @@ class Chains(Method):
     num_draws: int = eqx.field(static=True, default=1000)
     thinning: int = eqx.field(static=True, default=1)
     is_unconstrained: bool = eqx.field(static=True, default=True)
+    until: Converged | None = None
 
     def __check_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
@@ -61,7 +66,7 @@ class Chains(Method):
         if isinstance(self.num_warmup, bool) or not isinstance(self.num_warmup, int) or self.num_warmup < 0:
             raise ValueError(f"Chains: num_warmup must be a whole number from 0 up, not {self.num_warmup!r}")
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all chains; see `Method.run`."""
         if problem.black_box is not None:
             raise ModelError(
@@ -77,58 +82,28 @@ class Chains(Method):
                 "prior"
             )
         state = _init(space, self.kernel, jax.random.split(init_key, self.num_chains), positions)
-        collected = _Collected(space)
-        is_interrupted = False
-        try:
-            keys = jax.random.split(run_key, self.num_chains)
-            total = self.num_warmup + self.num_draws * self.thinning
-            pacer, done = Pacer(_CAPACITY), 0
-            while done < total:
-                phase_end = self.num_warmup if done < self.num_warmup else total
-                length = pacer.next_length(phase_end - done)
-                state, block = jax.block_until_ready(
-                    _advance(space, self.kernel, state, keys, jnp.asarray(done), jnp.asarray(length))
-                )
-                pacer.finish()
-                first = done - self.num_warmup
-                done += length
-                collected.add(block, length, first, self.thinning)
-                if line.is_due:
-                    phase = "warm-up" if done <= self.num_warmup else "sampling"
-                    line.update(
-                        f"{phase} {done:,}/{total:,} steps, acceptance {collected.acceptance:.2f}",
-                        done / total,
-                    )
-        except KeyboardInterrupt:
-            if collected.num_kept < 2:
-                raise KeyboardInterrupt(
-                    "Chains was interrupted before it kept a draw: nothing to return"
-                ) from None
-            is_interrupted = True
-        return self._posterior(problem, collected, is_interrupted=is_interrupted)
+        keys = jax.random.split(run_key, self.num_chains)
 
-    def _posterior(self, problem: Problem, collected: "_Collected", *, is_interrupted: bool) -> Posterior:
-        draws, stats = collected.result()
-        samples, derived = problem.in_order(draws)
-        problems = chain_problems(samples, stats)
-        if collected.num_bad:
+        def advance(state: State, done: Array, length: Array) -> tuple[State, _Block]:
+            return _advance(space, self.kernel, state, keys, done, length)
+
+        plan = Plan("Chains", self.num_warmup, self.num_draws, _CAPACITY, self.thinning, self.until)
+        run = run_blocks(plan, state, advance, partial(_read, space), _said, line, keeper)
+        samples, derived = problem.in_order(run.draws()[0])
+        stats = run.draws()[1]
+        problems = [*run_problems(plan, run), *chain_problems(samples, stats)]
+        if num_bad := run.counts["nonfinite"]:
             problems.append(
-                f"The log density was NaN or infinite at {collected.num_bad:,} of "
-                f"{collected.num_evaluations:,} points tried: they were rejected, as if impossible."
-            )
-        if is_interrupted:
-            problems.insert(
-                0,
-                f"Interrupted after {collected.num_kept:,} of {self.num_draws:,} draws per chain: those are "
-                "kept.",
+                f"The log density was NaN or infinite at {num_bad:,} of {run.counts['evaluations']:,} points "
+                "tried: they were rejected, as if impossible."
             )
         return Posterior(
             samples=samples,
-            num_likelihood_calls=collected.num_evaluations,
+            num_likelihood_calls=run.counts["evaluations"],
             problems=problems,
             derived=derived,
             stats=stats,
-            provenance={"is_interrupted": is_interrupted},
+            provenance={"is_interrupted": run.is_interrupted},
         )
 
 
@@ -227,41 +202,21 @@ def _values(space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, 
     return jax.vmap(jax.vmap(space.values))(positions)
 
 
-class _Collected:
-    """Gathers blocks of draws on the host."""
+def _read(space: _Space, block: _Block, length: int, kept: np.ndarray) -> Kept:
+    """Count a block of steps, and take its draws."""
+    info: Info = jax.tree.map(lambda leaf: leaf[:, :length], to_numpy(block.info))
+    counts = {"evaluations": int(info.num_evaluations.sum()), "nonfinite": int(info.num_nonfinite.sum())}
+    if not kept.size:
+        return Kept({}, {}, counts)
+    samples, densities = to_numpy(_values(space, block.position))
+    stats = {
+        **jax.tree.map(lambda leaf: leaf[:, kept], densities),
+        "acceptance_rate": info.acceptance[:, kept],
+        "diverging": info.is_divergent[:, kept],
+    }
+    return Kept(jax.tree.map(lambda leaf: leaf[:, kept], samples), stats, counts)
 
-    def __init__(self, space: _Space):
-        self._space = space
-        self._samples: list[dict[str, np.ndarray]] = []
-        self._stats: list[dict[str, np.ndarray]] = []
-        self._accepted: list[np.ndarray] = []
-        self.num_kept = self.num_evaluations = self.num_bad = 0
 
-    @property
-    def acceptance(self) -> float:
-        """Mean probability of acceptance in the last block."""
-        return float(np.mean(self._accepted[-1])) if self._accepted else math.nan
-
-    def add(self, block: _Block, length: int, first: int, thinning: int) -> None:
-        """Count a block of steps, of which the first is number `first` after warm-up, and keep its draws."""
-        info: Info = to_numpy(jax.tree.map(lambda leaf: leaf[:, :length], block.info))
-        self.num_evaluations += int(info.num_evaluations.sum())
-        self.num_bad += int(info.num_nonfinite.sum())
-        self._accepted = [np.asarray(info.acceptance)]
-        kept = [i for i in range(length) if first + i >= 0 and (first + i + 1) % thinning == 0]
-        if not kept:
-            return
-        samples, densities = to_numpy(_values(self._space, block.position))
-        stats = {**densities, "acceptance_rate": to_numpy(block.info.acceptance)}
-        stats["diverging"] = to_numpy(block.info.is_divergent)
-        self._samples.append(jax.tree.map(lambda leaf: leaf[:, kept], samples))
-        self._stats.append(jax.tree.map(lambda leaf: leaf[:, kept], stats))
-        self.num_kept += len(kept)
-
-    def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return draws and statistics with leading axes chain and draw."""
-
-        def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-            return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-        return join(self._samples), join(self._stats)
+def _said(run: Run, last: Kept) -> str:
+    words = f"{run.counts['evaluations']:,} evaluations"
+    return f"{words}, acceptance {last.stats['acceptance_rate'].mean():.2f}" if last.stats else words

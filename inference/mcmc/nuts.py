@@ -1,7 +1,7 @@
 """The No-U-Turn sampler: NumPyro's kernel, run for all chains at once in compiled blocks."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,9 @@ from numpyro.infer.util import ParamInfo
 
 from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
-from qbs.inference.method import Method, Pacer, require_positive
+from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
+from qbs.inference.checkpoint import Keeper
+from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem, nonfinite_data, require_continuous
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.diagnostics import chain_problems
@@ -39,11 +41,14 @@ class NUTS(Method):
         max_tree_depth: A trajectory has at most `2 ** max_tree_depth` steps.
         dense_mass: Adapt a full mass matrix instead of its diagonal: for strongly correlated posteriors
             of up to some hundred dimensions.
+        until: When to stop before `num_draws`, for example `Converged(ess=1000, r_hat=1.01)`.
 
     References:
         Hoffman & Gelman (2014), "The No-U-Turn sampler"; Betancourt (2017), arXiv:1701.02434; the kernel
         is NumPyro's (Phan, Pradhan & Jankowiak 2019, arXiv:1912.11554).
     """
+
+    extensible: ClassVar[tuple[str, ...]] = ("num_draws", "until")
 
     num_chains: int = eqx.field(static=True, default=4)
     num_warmup: int = eqx.field(static=True, default=1000)
@@ -51,6 +56,7 @@ class NUTS(Method):
     target_accept: float = 0.8
     max_tree_depth: int = eqx.field(static=True, default=10)
     dense_mass: bool = eqx.field(static=True, default=False)
+    until: Converged | None = None
 
     def __check_init__(self) -> None:
         require_positive(self, "num_chains", "num_draws", "max_tree_depth", whole=True)
@@ -60,68 +66,31 @@ class NUTS(Method):
         if self.target_accept >= 1:
             raise ValueError(f"NUTS: target_accept must lie between 0 and 1, not {self.target_accept!r}")
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all chains; see `Method.run`."""
         require_continuous(problem, "NUTS")
+        bound = problem.bound
         kernel = _Kernel(self.num_warmup, self.max_tree_depth, self.dense_mass, self.target_accept)
-        state, is_valid = _start(problem.bound, kernel, jax.random.split(key, self.num_chains))
+        state, is_valid = _start(bound, kernel, jax.random.split(key, self.num_chains))
         if not np.all(is_valid):
             raise _no_start(problem, key)
-        collector = _Collector(problem.bound)
-        interrupted = False
-        try:
-            state = self._advance(problem.bound, kernel, state, self.num_warmup, collector, line, "warm-up")
-            state = self._advance(problem.bound, kernel, state, self.num_draws, collector, line, "sampling")
-        except KeyboardInterrupt:
-            if collector.num_kept < 2:
-                raise KeyboardInterrupt(
-                    "NUTS was interrupted before it kept a draw: nothing to return"
-                ) from None
-            interrupted = True
-        draws, stats = collector.result()
+
+        def advance(state: HMCState, _done: Array, length: Array) -> tuple[HMCState, _Draw]:
+            return _advance_block(bound, kernel, state, length)
+
+        plan = Plan("NUTS", self.num_warmup, self.num_draws, _CAPACITY, until=self.until)
+        run = run_blocks(plan, state, advance, partial(_read, bound), _said, line, keeper)
+        draws, stats = run.draws()
         samples, derived = problem.in_order(draws)
         stats["reached_max_depth"] = stats["num_steps"] >= 2**self.max_tree_depth - 1
-        problems = chain_problems(samples, stats)
-        if interrupted:
-            problems.insert(
-                0,
-                f"Interrupted after {collector.num_kept} of {self.num_draws} draws per chain: those draws "
-                "are kept here and are valid draws after a complete warm-up, only fewer.",
-            )
         return Posterior(
             samples=samples,
-            num_likelihood_calls=collector.num_gradients,
-            problems=problems,
+            num_likelihood_calls=run.counts["gradients"],
+            problems=[*run_problems(plan, run), *chain_problems(samples, stats)],
             derived=derived,
             stats=stats,
-            provenance={"is_interrupted": interrupted},
+            provenance={"is_interrupted": run.is_interrupted},
         )
-
-    def _advance(
-        self,
-        bound: BoundModel,
-        kernel: "_Kernel",
-        state: HMCState,
-        num_steps: int,
-        collector: "_Collector",
-        line: ProgressLine,
-        phase: str,
-    ) -> HMCState:
-        pacer, done = Pacer(_CAPACITY), 0
-        while done < num_steps:
-            length = pacer.next_length(num_steps - done)
-            state, block = jax.block_until_ready(_advance_block(bound, kernel, state, length))
-            pacer.finish()
-            done += length
-            collector.add(block, length, keep=phase == "sampling")
-            if line.is_due:
-                finished = done + (self.num_warmup if phase == "sampling" else 0)
-                line.update(
-                    f"{phase} {done:,}/{num_steps:,}, {collector.num_gradients:,} gradients, "
-                    f"{collector.num_divergent} divergent",
-                    finished / (self.num_warmup + self.num_draws),
-                )
-        return state
 
 
 class _Kernel(eqx.Module):
@@ -200,41 +169,25 @@ def _constrain_block(bound: BoundModel, positions: Any) -> tuple[dict[str, Array
     return jax.vmap(jax.vmap(partial(constrain, bound)))(positions)
 
 
-class _Collector:
-    """Gathers blocks of draws on the host."""
+def _read(bound: BoundModel, block: _Draw, length: int, kept: np.ndarray) -> Kept:
+    """Count a block of steps, and take its draws."""
+    steps = jax.tree.map(lambda leaf: leaf[:, :length], to_numpy(block._replace(position=())))
+    counts = {"gradients": int(steps.num_steps.sum())}
+    if not kept.size:
+        return Kept({}, {}, counts)
+    samples, densities = to_numpy(_constrain_block(bound, block.position))
+    counts["divergent"] = int(steps.diverging[:, kept].sum())
+    stats = {
+        **jax.tree.map(lambda leaf: leaf[:, kept], densities),
+        "num_steps": steps.num_steps[:, kept],
+        "diverging": steps.diverging[:, kept],
+        "acceptance_rate": steps.accept_prob[:, kept],
+    }
+    return Kept(jax.tree.map(lambda leaf: leaf[:, kept], samples), stats, counts)
 
-    def __init__(self, bound: BoundModel):
-        self._bound = bound
-        self._samples: list[dict[str, np.ndarray]] = []
-        self._stats: list[dict[str, np.ndarray]] = []
-        self.num_kept = self.num_gradients = self.num_divergent = 0
 
-    def add(self, block: _Draw, length: int, *, keep: bool) -> None:
-        """Count a block, and keep its draws after warm-up."""
-        block = to_numpy(block)
-        self.num_gradients += int(np.sum(block.num_steps[:, :length]))
-        if not keep:
-            return
-        samples, densities = _constrain_block(self._bound, block.position)
-        stats = {
-            **densities,
-            "num_steps": block.num_steps,
-            "diverging": block.diverging,
-            "acceptance_rate": block.accept_prob,
-        }
-        cut = partial(jax.tree.map, lambda leaf: np.asarray(leaf)[:, :length])
-        self._samples.append(cut(samples))
-        self._stats.append(cut(stats))
-        self.num_kept += length
-        self.num_divergent += int(np.sum(self._stats[-1]["diverging"]))
-
-    def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return draws and statistics with leading axes chain and draw."""
-
-        def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-            return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-        return join(self._samples), join(self._stats)
+def _said(run: Run, _last: Kept) -> str:
+    return f"{run.counts['gradients']:,} gradients, {run.counts.get('divergent', 0)} divergent"
 
 
 def _no_start(problem: Problem, key: Array) -> LikelihoodError:

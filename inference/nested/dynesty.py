@@ -13,6 +13,7 @@ from dynesty.internal_samplers import SamplerReturn, UniformBoundSampler
 from dynesty.utils import LoglOutput, unitcheck
 from jaxtyping import Array
 
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.problem import Problem
@@ -73,12 +74,12 @@ class Dynesty(Method):
                     f"Dynesty: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run until the evidence is accurate; see `Method.run`."""
-        cube = CubeProblem(problem)
+        cube = CubeProblem(problem, keeper)
         problems: list[str] = []
         interrupted = False
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, cube.calls.kept():
             warnings.simplefilter("always")
             sampler = self._sampler(cube, key)
             reporter = _Reporter(line, cube, self.num_live, self.dlogz)

@@ -10,6 +10,8 @@ from jaxtyping import Array
 
 from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
+from qbs.inference.checkpoint import Keeper
+from qbs.inference.nested.call_log import CallLog
 from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
 from qbs.inference.problem import Problem, describe, nonfinite_data
 
@@ -23,11 +25,12 @@ class CubeProblem:
         dim: Dimension of the unit cube.
         num_calls: Log likelihoods computed so far.
         num_finite: How many of them were finite.
+        calls: The log of the calls.
         is_compiled: Whether a batch is one compiled call, or a Python call for each point.
     """
 
-    def __init__(self, problem: Problem):
-        self._problem = problem
+    def __init__(self, problem: Problem, keeper: Keeper):
+        self._problem, self.calls = problem, CallLog(keeper)
         self._cube = unit_cube(problem.bound)
         self.dim = self._cube.dim
         self.num_calls = self.num_finite = 0
@@ -40,9 +43,9 @@ class CubeProblem:
             LikelihoodError: If one of them is NaN or `+inf`; the message gives the parameters.
         """
         if self.is_compiled:
-            values = np.asarray(_batch_log_likelihood(self._problem.bound, self._cube, points))
-        else:
-            values = np.array([self._call_black_box(point) for point in points], dtype=np.float64)
+            values = self.calls.call(self._compiled, points)
+        else:  # kept one by one: a call may take minutes
+            values = np.concatenate([self.calls.call(self._black_box, point[None]) for point in points])
         self.num_calls += len(points)
         self.num_finite += int(np.sum(np.isfinite(values)))
         invalid = np.flatnonzero(np.isnan(values) | np.isposinf(values))
@@ -53,6 +56,12 @@ class CubeProblem:
                 f"{describe(parameters)}: return -jnp.inf where parameters are impossible, and mend the rest"
             )
         return values
+
+    def _compiled(self, points: np.ndarray) -> np.ndarray:
+        return np.asarray(_batch_log_likelihood(self._problem.bound, self._cube, points))
+
+    def _black_box(self, points: np.ndarray) -> np.ndarray:
+        return np.array([self._call_black_box(point) for point in points], dtype=np.float64)
 
     def impossible(self) -> LikelihoodError:
         """Return the error for a likelihood that is zero wherever it was tried."""

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import platform
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _PACKAGES = ("qbs-jax", "jax", "jaxlib", "numpyro", "dynesty", "equinox", "numpy")
 
 
@@ -99,8 +101,15 @@ def settings(method: eqx.Module) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a setting as plain values that are the same in every process."""
     if isinstance(value, eqx.Module):
         return {"type": type(value).__name__, **settings(value)}
     if isinstance(value, bool | int | float | str | type(None)):
         return value
-    return value.item() if hasattr(value, "item") and np.size(value) == 1 else repr(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    return getattr(value, "__qualname__", _ADDRESS.sub("", repr(value)))

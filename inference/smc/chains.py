@@ -1,8 +1,7 @@
 """Chains over parameters and paths, for PMMH and particle Gibbs: started, adapted and run in blocks."""
 
 import abc
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +13,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
-from qbs.inference.method import Pacer
+from qbs.inference.blocks import Kept, Plan, Run, run_blocks
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.problem import Problem, nonfinite_data
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import to_numpy
@@ -27,7 +27,7 @@ from qbs.semantics.density import constrain, log_density, unconstrain
 from qbs.transform.population import population
 
 NUM_STARTS = 20  # draws from the prior that a chain chooses its start among
-_CAPACITY = 50  # steps a compiled block can hold
+CAPACITY = 50  # steps a compiled block can hold
 
 
 class Chain(NamedTuple):
@@ -169,10 +169,10 @@ def estimate_likelihoods(mover: Mover, key: Array, positions: Array) -> Chain:
     return _estimates(mover, keys, jnp.broadcast_to(positions, (num_chains, NUM_STARTS, dim)))
 
 
-def _start(problem: Problem, mover: Mover, plan: "Plan", key: Array) -> tuple[State, int]:
+def _start(problem: Problem, mover: Mover, how: "Walk", key: Array) -> tuple[State, int]:
     """Start each chain at the likeliest of some prior draws; count estimates that are NaN or `+inf`."""
     keys = jax.random.split(key, 3)
-    positions = _prior_positions(mover.space, jax.random.split(keys[0], (plan.num_chains, NUM_STARTS)))
+    positions = _prior_positions(mover.space, jax.random.split(keys[0], (how.num_chains, NUM_STARTS)))
     found = estimate_likelihoods(mover, keys[1], positions)
     estimates = np.asarray(found.log_likelihood)
     is_good = np.isfinite(estimates)
@@ -180,7 +180,7 @@ def _start(problem: Problem, mover: Mover, plan: "Plan", key: Array) -> tuple[St
     if not np.all(np.any(is_good, axis=1)):
         raise _no_start(problem, num_bad)
     best = np.argmax(np.where(is_good, estimates, -np.inf), axis=1)
-    rows = np.arange(plan.num_chains)
+    rows = np.arange(how.num_chains)
     chosen = jax.tree.map(lambda leaf: leaf[rows, best], found)
     # The highest of some estimates is too high: the chain would stay there.
     again = jax.tree.map(
@@ -189,10 +189,10 @@ def _start(problem: Problem, mover: Mover, plan: "Plan", key: Array) -> tuple[St
     is_finite = jnp.isfinite(again.log_likelihood)
     chains = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(is_finite, new, old), again, chosen)
     dim = positions.shape[-1]
-    if plan.scale is None:
+    if how.scale is None:
         walking = Walking.start(positions.reshape(-1, dim))
     else:
-        walking = Walking.fixed(jnp.asarray(plan.scale, float), dim)
+        walking = Walking.fixed(jnp.asarray(how.scale, float), dim)
     state = State(mover.prepared(chains), walking)
     # No weak types, so that the block compiled for the start serves all others.
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state), num_bad
@@ -208,7 +208,7 @@ def _advance_block(
     learns: Bool[ArrayLike, ""],
     target: Float[Array, ""],
 ) -> tuple[State, _Block]:
-    """Make a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
+    """Make a number of steps, at most `CAPACITY`; the number is traced, so one program does all blocks."""
 
     def step(index: Array, state: State) -> tuple[State, _Block]:
         own = jax.vmap(lambda key: jax.random.fold_in(key, done + index))(keys)
@@ -226,102 +226,61 @@ def _advance_block(
 
     shapes = jax.eval_shape(step, jnp.zeros((), int), state)[1]
     empty = jax.tree.map(
-        lambda leaf: jnp.zeros((leaf.shape[0], _CAPACITY, *leaf.shape[1:]), leaf.dtype), shapes
+        lambda leaf: jnp.zeros((leaf.shape[0], CAPACITY, *leaf.shape[1:]), leaf.dtype), shapes
     )
     return lax.fori_loop(0, length, turn, (state, empty))
 
 
-class Collected(NamedTuple):
-    """What all chains gave.
+class Walk(NamedTuple):
+    """How the random walk over the parameters steps: fixed or learned, and the acceptance that it aims at."""
 
-    Attributes:
-        samples: Values by name, with leading axes chain and draw.
-        stats: Statistics of the same leading axes.
-        state: The end.
-        num_steps: Steps of each chain, warm-up included.
-        num_bad: Log densities that were NaN or `+inf`.
-        is_interrupted: Whether draws are missing.
-    """
-
-    samples: dict[str, np.ndarray]
-    stats: dict[str, np.ndarray]
-    state: State
-    num_steps: int
-    num_bad: int
-    is_interrupted: bool
-
-
-class Plan(NamedTuple):
-    """How many chains and steps to run, of which method, and the acceptance probability that it aims at."""
-
-    method: str
     num_chains: int
-    num_warmup: int
-    num_draws: int
     scale: float | None
     target_accept: float
 
 
-def run_chains(problem: Problem, mover: Mover, plan: Plan, key: Array, line: ProgressLine) -> Collected:
+def run_chains(
+    problem: Problem, mover: Mover, how: Walk, plan: Plan, key: Array, line: ProgressLine, keeper: Keeper
+) -> Run:
     """Start all chains, adapt them, and draw.
 
     Raises:
         LikelihoodError: If a chain finds no start where the likelihood is finite.
     """
     start_key, run_key = jax.random.split(key)
-    state, num_bad = _start(problem, mover, plan, start_key)
-    keys = jax.random.split(run_key, plan.num_chains)
-    done, total = 0, plan.num_warmup + plan.num_draws
-    parts: list[tuple[Any, Any]] = []
-    pacer, is_interrupted, num_kept = Pacer(_CAPACITY), False, 0
-    learns_at_all, target = plan.scale is None, jnp.asarray(plan.target_accept)
-    try:
-        while done < total:
-            is_warmup = done < plan.num_warmup
-            length = pacer.next_length((plan.num_warmup if is_warmup else total) - done)
-            learns = is_warmup and learns_at_all
-            state, block = jax.block_until_ready(
-                _advance_block(
-                    mover, state, keys, jnp.asarray(done), jnp.asarray(length), jnp.asarray(learns), target
-                )
-            )
-            pacer.finish()
-            done += length
-            block = jax.tree.map(lambda leaf, n=length: leaf[:, :n], to_numpy(block))
-            num_bad += int(block.num_bad.sum())
-            if not is_warmup:
-                parts.append((block.samples, block.stats))
-                num_kept += length
-            if line.is_due:
-                phase = f"warm-up {done:,}/{plan.num_warmup:,}" if is_warmup else f"sampling {num_kept:,}"
-                acceptance = np.mean(block.stats["acceptance_rate"])
-                line.update(f"{phase}, acceptance {acceptance:.2f}", done / total)
-    except KeyboardInterrupt:
-        if num_kept < 2:
-            raise KeyboardInterrupt(
-                f"{plan.method} was interrupted before it kept a draw: nothing to return"
-            ) from None
-        is_interrupted = True
-    join = partial(jax.tree.map, lambda *leaves: np.concatenate(leaves, axis=1))
-    samples, stats = join(*parts)
-    return Collected(samples, stats, state, done, num_bad, is_interrupted)
+    state, num_bad = _start(problem, mover, how, start_key)
+    keys, target = jax.random.split(run_key, how.num_chains), jnp.asarray(how.target_accept)
+
+    def advance(state: State, done: Array, length: Array) -> tuple[State, _Block]:
+        learns = jnp.asarray(how.scale is None and int(done) < plan.num_warmup)
+        return _advance_block(mover, state, keys, done, length, learns, target)
+
+    run = run_blocks(plan, state, advance, _read, _said, line, keeper)
+    return run._replace(counts={**run.counts, "nonfinite": run.counts["nonfinite"] + num_bad})
 
 
-def run_problems(collected: Collected, plan: Plan) -> tuple[list[str], list[str]]:
-    """Say what went wrong on the way: sentences that stand first, and those that stand last."""
-    first, last = [], []
-    if collected.is_interrupted:
-        num_kept = next(iter(collected.samples.values())).shape[1]
-        first.append(
-            f"Interrupted after {num_kept:,} of {plan.num_draws:,} draws per chain: those draws are kept "
-            "here and are valid draws after a complete warm-up, only fewer."
-        )
-    if collected.num_bad:
-        last.append(
-            f"The log likelihood was NaN or +inf {collected.num_bad:,} times at parameters that were tried: "
-            "they were rejected, as if impossible."
-        )
-    return first, last
+def _read(block: _Block, length: int, kept: np.ndarray) -> Kept:
+    """Count a block of steps, and take its draws."""
+    counts = {"nonfinite": int(np.asarray(block.num_bad)[:, :length].sum())}
+    if not kept.size:
+        return Kept({}, {}, counts)
+    samples, stats = jax.tree.map(lambda leaf: leaf[:, kept], to_numpy((block.samples, block.stats)))
+    return Kept(samples, stats, counts)
+
+
+def _said(run: Run, last: Kept) -> str:
+    rate = f"acceptance {last.stats['acceptance_rate'].mean():.2f}, " if last.stats else ""
+    return f"{rate}{run.counts['nonfinite']:,} not finite"
+
+
+def nonfinite_problems(run: Run) -> list[str]:
+    """Say where likelihoods were not numbers."""
+    if num_bad := run.counts["nonfinite"]:
+        return [
+            f"The log likelihood was NaN or +inf {num_bad:,} times at parameters that were tried: they were "
+            "rejected, as if impossible."
+        ]
+    return []
 
 
 def _no_start(problem: Problem, num_bad: int) -> LikelihoodError:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,12 +12,14 @@ from jaxtyping import Array
 
 from qbs.effects import score_p
 from qbs.errors import LikelihoodError, ModelError
+from qbs.inference.checkpoint import Keeper, Saved
 from qbs.inference.problem import Problem, nonfinite_data
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import to_numpy
 from qbs.jaxprs import inner_jaxprs, open_jaxpr
 from qbs.semantics.run import Weighted
 
+_SECTION, _LABELS, _TRACE = "islands", "labels", "trace/"
 MAX_SPREAD = 0.5  # relative standard deviation of the evidences of islands that still agree
 
 
@@ -24,44 +27,97 @@ class Islands(NamedTuple):
     """The runs of all islands.
 
     Attributes:
-        values: Their values, stacked.
+        labels: A number for each draw, shape (islands, draws): draws of the same number are not independent.
+        trace: Values of the draws by name, with the same leading axes.
         log_evidences: Log evidence of each, in nats.
         is_interrupted: Whether some are missing.
     """
 
-    values: Any
+    labels: np.ndarray
+    trace: dict[str, np.ndarray]
     log_evidences: np.ndarray
     is_interrupted: bool
 
 
+class _Island(NamedTuple):
+    values: dict[str, np.ndarray]  # "labels", and "trace/NAME"
+    log_evidence: float
+    impossible_at: list[str]
+
+
 def run_islands(
-    problem: Problem, keys: Array, line: ProgressLine, run_one: Callable[[Array], Weighted]
+    problem: Problem,
+    keys: Array,
+    line: ProgressLine,
+    keeper: Keeper,
+    run_one: Callable[[Array], Weighted],
 ) -> Islands:
     """Run one island after another; after Ctrl-C, return those that are done if there are two.
+
+    Args:
+        problem: What messages are about.
+        keys: A key for each island.
+        line: Where to show progress.
+        keeper: Keeps the islands that are done.
+        run_one: Runs an island; its value is the pair of labels and trace.
 
     Raises:
         LikelihoodError: If a score is NaN or infinite, or the weights are zero on every island; it names the
             score.
     """
-    runs: list[Weighted] = []
+    done = _restored(keeper)
     is_interrupted = False
-    for number, key in enumerate(keys):
-        try:
-            runs.append(jax.block_until_ready(run_one(key)))
+    try:
+        while (number := len(done)) < len(keys):
+            done = (*done, _as_island(jax.block_until_ready(run_one(keys[number]))))
+            keeper.keep(_SECTION, partial(_saved, done))
             if line.is_due:
                 line.update(f"island {number + 1} of {len(keys)}", (number + 1) / len(keys))
-        except KeyboardInterrupt:
-            if len(runs) < 2:
-                raise
-            is_interrupted = True
-            break
-        except eqx.EquinoxRuntimeError as error:
-            raise LikelihoodError(_said(problem, error)) from None
-    log_evidences = np.array([float(run.log_weight) for run in runs])
+    except KeyboardInterrupt:
+        if len(done) < 2:
+            keeper.keep(_SECTION, partial(_saved, done), at_once=True)
+            raise
+        is_interrupted = True
+    except eqx.EquinoxRuntimeError as error:
+        raise LikelihoodError(_said(problem, error)) from None
+    keeper.keep(_SECTION, partial(_saved, done), at_once=True)
+    log_evidences = np.array([island.log_evidence for island in done])
     if not np.any(np.isfinite(log_evidences)):
-        raise _impossible(problem, runs)
-    values = jax.tree.map(lambda *leaves: np.stack(leaves), *[to_numpy(run.value) for run in runs])
-    return Islands(values, log_evidences, is_interrupted)
+        raise _impossible(problem, done)
+    values = {name: np.stack([island.values[name] for island in done]) for name in done[0].values}
+    labels = values.pop(_LABELS)
+    trace = {name.removeprefix(_TRACE): value for name, value in values.items()}
+    return Islands(labels, trace, log_evidences, is_interrupted)
+
+
+def _as_island(run: Weighted) -> _Island:
+    labels, trace = to_numpy(run.value)
+    values = {_LABELS: labels, **{f"{_TRACE}{name}": value for name, value in trace.items()}}
+    return _Island(values, float(run.log_weight), list(run.impossible_at))
+
+
+def _saved(islands: tuple[_Island, ...]) -> Saved:
+    facts = {
+        "log_evidences": [island.log_evidence for island in islands],
+        "impossible_at": [island.impossible_at for island in islands],
+    }
+    arrays = {
+        f"{number}/{name}": value
+        for number, island in enumerate(islands)
+        for name, value in island.values.items()
+    }
+    return Saved(facts, arrays)
+
+
+def _restored(keeper: Keeper) -> tuple[_Island, ...]:
+    saved = keeper.found(_SECTION)
+    if saved is None:
+        return ()
+    pairs = zip(saved.facts["log_evidences"], saved.facts["impossible_at"], strict=True)
+    return tuple(
+        _Island(saved.group(f"{number}/"), log_evidence, impossible_at)
+        for number, (log_evidence, impossible_at) in enumerate(pairs)
+    )
 
 
 def _said(problem: Problem, error: Exception) -> str:
@@ -70,7 +126,7 @@ def _said(problem: Problem, error: Exception) -> str:
     return "; ".join([sentence, *nonfinite_data(problem.bound)])
 
 
-def _impossible(problem: Problem, runs: list[Weighted]) -> LikelihoodError:
+def _impossible(problem: Problem, runs: tuple[_Island, ...]) -> LikelihoodError:
     names = list(dict.fromkeys(name for run in runs for name in run.impossible_at))
     causes = "; ".join(nonfinite_data(problem.bound)) or (
         "the priors and the data exclude each other there, or more particles are needed"

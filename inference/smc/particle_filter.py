@@ -10,6 +10,7 @@ from jaxtyping import Array
 import qbs.semantics.run as semantics
 from qbs.effects import sample, unused
 from qbs.inference.binding import BoundModel
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
@@ -72,18 +73,17 @@ class ParticleFilter(Method):
                 f"ParticleFilter: resample must be one of {', '.join(SCHEMES)}, not {self.resample!r}"
             )
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all islands; see `Method.run`."""
         num_scores = require_scores(problem, "ParticleFilter")
         bound = problem.bound
         keys = jax.random.split(key, self.num_islands)
-        islands = run_islands(problem, keys, line, lambda own: _run_island(self, bound, own))
-        ancestors, trace = islands.values
+        islands = run_islands(problem, keys, line, keeper, lambda own: _run_island(self, bound, own))
         log_weights = path_log_weights(islands.log_evidences, self.num_paths)
         log_evidence, error = combined_evidence(islands.log_evidences)
-        samples, derived = problem.in_order(trace)
+        samples, derived = problem.in_order(islands.trace)
         problems = island_problems(islands, self.num_islands, _REMEDY)
-        problems += _degeneracy(bound, effective_number(ancestors, log_weights))
+        problems += _degeneracy(bound, effective_number(islands.labels, log_weights))
         num_islands = len(islands.log_evidences)
         return Posterior(
             samples=samples,

@@ -9,12 +9,24 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from qbs.errors import ModelError, ProgramError
+from qbs.inference.blocks import Converged, Plan, run_problems
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.diagnostics import chain_problems
 from qbs.inference.results.posterior import Posterior
-from qbs.inference.smc.chains import NUM_STARTS, Chain, Info, Mover, Plan, Space, run_chains, run_problems
+from qbs.inference.smc.chains import (
+    CAPACITY,
+    NUM_STARTS,
+    Chain,
+    Info,
+    Mover,
+    Space,
+    Walk,
+    nonfinite_problems,
+    run_chains,
+)
 from qbs.inference.smc.draws import draw
 from qbs.inference.smc.islands import require_scores
 from qbs.inference.smc.settings import require_names, require_warmup
@@ -43,6 +55,7 @@ class ParticleGibbs(Method):
         ancestor_sampling: Draw a new past for the old path at each step. The model must be Markov for it;
             without it, many more particles are needed for long series.
         parameters: The names of the parameters; by default the latent sites outside of scans.
+        until: When to stop before `num_draws`, for example `mcmc.Converged(ess=1000, r_hat=1.01)`.
 
     References:
         Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods"; Lindsten, Jordan &
@@ -50,6 +63,7 @@ class ParticleGibbs(Method):
     """
 
     precision: ClassVar[Precision | None] = "float64"
+    extensible: ClassVar[tuple[str, ...]] = ("num_draws", "until")
 
     num_particles: int = eqx.field(static=True, default=50)
     num_chains: int = eqx.field(static=True, default=4)
@@ -58,6 +72,7 @@ class ParticleGibbs(Method):
     num_parameter_steps: int = eqx.field(static=True, default=5)
     ancestor_sampling: bool = eqx.field(static=True, default=True)
     parameters: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    until: Converged | None = None
 
     def __check_init__(self) -> None:
         counts = ("num_particles", "num_chains", "num_draws", "num_parameter_steps")
@@ -69,7 +84,7 @@ class ParticleGibbs(Method):
                 "ParticleGibbs: num_particles must be at least 2: one of them is on the old path"
             )
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all chains; see `Method.run`."""
         num_scores = require_scores(problem, "ParticleGibbs")
         space = Space(problem.bound, find_parameters(problem, self.parameters, "ParticleGibbs"))
@@ -80,26 +95,27 @@ class ParticleGibbs(Method):
                 "use PMMH"
             )
         mover = _Sweep(space, self.num_particles, self.num_parameter_steps, self.ancestor_sampling)
-        plan = Plan("ParticleGibbs", self.num_chains, self.num_warmup, self.num_draws, None, _TARGET_ACCEPT)
+        how = Walk(self.num_chains, None, _TARGET_ACCEPT)
+        plan = Plan("ParticleGibbs", self.num_warmup, self.num_draws, CAPACITY, until=self.until)
         try:
-            found = run_chains(problem, mover, plan, key, line)
+            run = run_chains(problem, mover, how, plan, key, line, keeper)
         except ProgramError as error:
             if "Markov" not in str(error):
                 raise
             raise ModelError(
                 f"{problem.name!r}: {error}; or set ancestor_sampling=False, or use PMMH"
             ) from error
-        samples, derived = problem.in_order(found.samples)
-        first, last = run_problems(found, plan)
+        draws, stats = run.draws()
+        samples, derived = problem.in_order(draws)
         num_passes = 2 * NUM_STARTS * self.num_particles
-        num_passes += found.num_steps * (self.num_particles + self.num_parameter_steps + 1)
+        num_passes += run.num_steps * (self.num_particles + self.num_parameter_steps + 1)
         return Posterior(
             samples=samples,
             num_likelihood_calls=self.num_chains * num_passes * num_scores,
-            problems=[*first, *chain_problems(samples, found.stats), *last],
+            problems=[*run_problems(plan, run), *chain_problems(samples, stats), *nonfinite_problems(run)],
             derived=derived,
-            stats=found.stats,
-            provenance={"is_interrupted": found.is_interrupted},
+            stats=stats,
+            provenance={"is_interrupted": run.is_interrupted},
         )
 
 

@@ -8,21 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qbs.inference.blocks import Converged, Plan, run_problems
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.diagnostics import chain_problems
 from qbs.inference.results.posterior import Posterior
 from qbs.inference.smc.chains import (
+    CAPACITY,
     NUM_STARTS,
     Chain,
     Info,
     Mover,
-    Plan,
     Space,
+    Walk,
     estimate_likelihoods,
+    nonfinite_problems,
     run_chains,
-    run_problems,
 )
 from qbs.inference.smc.islands import require_scores
 from qbs.inference.smc.settings import require_names, require_warmup
@@ -48,6 +51,7 @@ class PMMH(Method):
         num_draws: Draws kept from each chain.
         scale: Standard deviation of the random walk in each unconstrained coordinate; learned by default.
         parameters: The names of the parameters; by default the latent sites outside of scans.
+        until: When to stop before `num_draws`, for example `mcmc.Converged(ess=1000, r_hat=1.01)`.
 
     References:
         Andrieu, Doucet & Holenstein (2010), "Particle Markov chain Monte Carlo methods"; Andrieu & Roberts
@@ -56,6 +60,7 @@ class PMMH(Method):
     """
 
     precision: ClassVar[Precision | None] = "float64"
+    extensible: ClassVar[tuple[str, ...]] = ("num_draws", "until")
 
     num_particles: int = eqx.field(static=True, default=200)
     num_chains: int = eqx.field(static=True, default=4)
@@ -63,6 +68,7 @@ class PMMH(Method):
     num_draws: int = eqx.field(static=True, default=2000)
     scale: float | None = None
     parameters: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    until: Converged | None = None
 
     def __check_init__(self) -> None:
         require_positive(self, "num_particles", "num_chains", "num_draws", whole=True)
@@ -71,27 +77,29 @@ class PMMH(Method):
         if self.scale is not None:
             require_positive(self, "scale")
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all chains; see `Method.run`."""
         num_scores = require_scores(problem, "PMMH")
         space = Space(problem.bound, find_parameters(problem, self.parameters, "PMMH"))
         mover = Marginal(space, self.num_particles)
-        plan = Plan("PMMH", self.num_chains, self.num_warmup, self.num_draws, self.scale, TARGET_ACCEPT)
+        how = Walk(self.num_chains, self.scale, TARGET_ACCEPT)
+        plan = Plan("PMMH", self.num_warmup, self.num_draws, CAPACITY, until=self.until)
         run_key, check_key = jax.random.split(key)
-        found = run_chains(problem, mover, plan, run_key, line)
-        samples, derived = problem.in_order(found.samples)
-        position = found.stats.pop("position")
+        run = run_chains(problem, mover, how, plan, run_key, line, keeper)
+        draws, stats = run.draws()
+        samples, derived = problem.in_order(draws)
+        position = stats.pop("position")
         spread = _log_likelihood_spread(mover, check_key, position.mean((0, 1)), self.num_chains)
-        first, last = run_problems(found, plan)
-        problems = [*first, *chain_problems(samples, found.stats), *last, *self._spread_problems(spread)]
-        num_filters = self.num_chains * (3 * NUM_STARTS + found.num_steps)
+        problems = [*run_problems(plan, run), *chain_problems(samples, stats), *nonfinite_problems(run)]
+        problems += self._spread_problems(spread)
+        num_filters = self.num_chains * (3 * NUM_STARTS + run.num_steps)
         return Posterior(
             samples=samples,
             num_likelihood_calls=num_filters * self.num_particles * num_scores,
             problems=problems,
             derived=derived,
-            stats=found.stats,
-            provenance={"is_interrupted": found.is_interrupted, "log_likelihood_spread": spread},
+            stats=stats,
+            provenance={"is_interrupted": run.is_interrupted, "log_likelihood_spread": spread},
         )
 
     def _spread_problems(self, spread: float) -> list[str]:

@@ -11,12 +11,14 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 import qbs.semantics.run as semantics
+from qbs.inference.blocks import Plan
+from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import Posterior
 from qbs.inference.sites import walk
-from qbs.inference.smc.chains import NUM_STARTS, Plan, Space, run_chains
+from qbs.inference.smc.chains import CAPACITY, NUM_STARTS, Space, Walk, run_chains
 from qbs.inference.smc.islands import (
     combined_evidence,
     effective_number,
@@ -35,7 +37,8 @@ from qbs.transform.metropolis import Proposal
 from qbs.transform.population import population
 from qbs.transform.rejuvenation import rejuvenate
 
-_PILOT = Plan("the pilot of SMC2", 4, 100, 100, None, TARGET_ACCEPT)
+_PILOT_WALK = Walk(num_chains=4, scale=None, target_accept=TARGET_ACCEPT)
+_PILOT = Plan("the pilot of SMC2", num_warmup=100, num_draws=100, capacity=CAPACITY)
 _DEGREES = (
     3.0  # of freedom of the random walk: heavy tails, for the wide posteriors of the first observations
 )
@@ -85,22 +88,20 @@ class SMC2(Method):
         require_threshold(self)
         require_names(self)
 
-    def run(self, problem: Problem, key: Array, line: ProgressLine) -> Posterior:
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run the pilot and all islands; see `Method.run`."""
         num_scores = require_scores(problem, "SMC2")
         space = Space(problem.bound, find_parameters(problem, self.parameters, "SMC2"))
         pilot_key, islands_key = jax.random.split(key)
-        scales = self._scales(problem, space, pilot_key, line)
+        scales = self._scales(problem, space, pilot_key, line, keeper)
         keys = jax.random.split(islands_key, self.num_islands)
-        islands = run_islands(problem, keys, line, lambda own: _run_island(self, space, scales, own))
+        islands = run_islands(problem, keys, line, keeper, lambda own: _run_island(self, space, scales, own))
         log_weights = path_log_weights(islands.log_evidences, self.num_paths)
         log_evidence, error = combined_evidence(islands.log_evidences)
-        samples, derived = problem.in_order(islands.values)
+        samples, derived = problem.in_order(islands.trace)
         remedy = "use more particles, or more num_inner"
         problems = island_problems(islands, self.num_islands, remedy)
-        first = np.asarray(samples[space.parameters[0]])
-        labels = first.reshape(*log_weights.shape, -1)[..., 0]
-        if (distinct := effective_number(labels, log_weights)) < MIN_DISTINCT:
+        if (distinct := effective_number(islands.labels, log_weights)) < MIN_DISTINCT:
             problems.append(
                 f"The draws have only {distinct:.0f} effective distinct values of the parameters: means and "
                 "quantiles are rough; raise num_particles or num_moves."
@@ -121,12 +122,16 @@ class SMC2(Method):
             },
         )
 
-    def _scales(self, problem: Problem, space: Space, key: Array, line: ProgressLine) -> Float[Array, " dim"]:
+    def _scales(
+        self, problem: Problem, space: Space, key: Array, line: ProgressLine, keeper: Keeper
+    ) -> Float[Array, " dim"]:
         """Return the scales of the random walk: the posterior's, each parameter given the others."""
-        found = run_chains(problem, Marginal(space, self.num_inner), _PILOT, key, line)
-        if found.is_interrupted:
+        mover = Marginal(space, self.num_inner)
+        run = run_chains(problem, mover, _PILOT_WALK, _PILOT, key, line, keeper)
+        if run.is_interrupted:
             raise KeyboardInterrupt("SMC2 was interrupted in its pilot run: nothing to return")
-        draws = found.stats["position"].reshape(-1, found.stats["position"].shape[-1])
+        positions = run.draws()[1]["position"]
+        draws = positions.reshape(-1, positions.shape[-1])
         dim = draws.shape[1]
         covariance = np.atleast_2d(np.cov(draws.T))
         covariance += np.diag(1e-6 * np.diag(covariance) + 1e-300)
@@ -134,7 +139,7 @@ class SMC2(Method):
 
 
 def _num_pilot_filters() -> int:
-    return _PILOT.num_chains * (2 * NUM_STARTS + _PILOT.num_warmup + _PILOT.num_draws)
+    return _PILOT_WALK.num_chains * (2 * NUM_STARTS + _PILOT.num_steps)
 
 
 @eqx.filter_jit
@@ -154,8 +159,12 @@ def _run_island(method: SMC2, space: Space, scales: Float[Array, " dim"], key: A
         only_resampled=True,
     )
     outer = population(moved, method.num_particles, threshold=method.threshold, num_returned=method.num_paths)
-    run = semantics.run(Program(lambda *args: outer(*args).value, space.bound.name))
-    return run(key, *space.bound.arrays)
+
+    def labelled(*args: Any) -> tuple[Array, dict[str, Array]]:
+        values = outer(*args).value
+        return values[space.parameters[0]].reshape(method.num_paths, -1)[:, 0], values
+
+    return semantics.run(Program(labelled, space.bound.name))(key, *space.bound.arrays)
 
 
 def _random_walk(space: Space, scales: Float[Array, " dim"]) -> Proposal:

@@ -1,0 +1,311 @@
+"""The way of a tempered population from prior to posterior, from place to place.
+
+A place stands between two rounds of moves, and has all that the next needs, so that a run can stop at any.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from qbs.inference.binding import BoundModel
+from qbs.inference.checkpoint import Saved, pack, unpack
+from qbs.inference.sites import walk
+from qbs.inference.smc.islands import combined_evidence
+from qbs.inference.smc.moves import NUM_SCALES, Cloud, Moved, Shape, glide, shape_of, slide
+from qbs.semantics.density import unconstrain
+
+_BISECTIONS = 60
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What the way depends on, of `Tempered`."""
+
+    num_particles: int
+    num_islands: int
+    ess: float
+    max_correlation: float
+    max_rounds: int
+    chain_length: int | None
+    chunk_size: int | None
+
+
+class Arrays(NamedTuple):
+    """The arrays of a place on the way.
+
+    Attributes:
+        cloud: The particles.
+        before: Their log likelihoods before the moves at this temperature.
+        shares: Of the step sizes of glides.
+        log_evidences: Of the islands.
+    """
+
+    cloud: Cloud
+    before: Float[Array, " num_particles"]
+    shares: Float[Array, " num_scales"]
+    log_evidences: Float[Array, " num_islands"]
+
+
+class Here(NamedTuple):
+    """A place on the way: between two rounds of moves at a temperature.
+
+    Attributes:
+        arrays: The particles, and what goes with them.
+        temperatures: Temperatures reached.
+        rounds: Rounds of moves made at each.
+        correlations: Correlation of the log likelihood with its value before them, at each.
+        needed: How many rounds there are to be at this temperature.
+        rates: Fall of the log correlation for each evaluation, by kind of move.
+        num_calls: Evaluations of the likelihood.
+        num_bad: How many of them were NaN.
+    """
+
+    arrays: Arrays
+    temperatures: tuple[float, ...] = ()
+    rounds: tuple[int, ...] = ()
+    correlations: tuple[float, ...] = ()
+    needed: int = 0
+    rates: tuple[tuple[str, float], ...] = (("glide", math.inf), ("slide", 0.0))
+    num_calls: int = 0
+    num_bad: int = 0
+
+    @property
+    def temperature(self) -> float:
+        """Where the particles are."""
+        return self.temperatures[-1] if self.temperatures else 0.0
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the particles have been moved enough at this temperature."""
+        return not self.rounds or self.rounds[-1] >= self.needed
+
+    @property
+    def is_there(self) -> bool:
+        """Whether this is the posterior."""
+        return self.temperature >= 1 and self.is_moved
+
+
+class Journey:
+    """The way through the temperatures: what comes after each place on it."""
+
+    def __init__(self, bound: BoundModel, method: Settings, key: Array):
+        self._bound, self._method, self._key = bound, method, key
+
+    def next(self, here: Here) -> Here:
+        """Return the place after one more reweighting, or one more round of moves."""
+        number = len(here.temperatures) + here.is_moved
+        weigh_key, move_key = jax.random.split(jax.random.fold_in(self._key, number))
+        return self._reweighed(weigh_key, here) if here.is_moved else self._moved(move_key, here)
+
+    def _reweighed(self, key: Array, here: Here) -> Here:
+        old, method = here.arrays, self._method
+        length = method.chain_length or 1
+        temperature, increments, cloud = _reweigh(
+            key, old.cloud, jnp.asarray(here.temperature), jnp.asarray(method.ess), method.num_islands, length
+        )
+        arrays = Arrays(cloud, cloud.parts.log_likelihood, old.shares, old.log_evidences + increments)
+        return here._replace(
+            arrays=arrays,
+            temperatures=(*here.temperatures, float(temperature)),
+            rounds=(*here.rounds, 0),
+            correlations=(*here.correlations, 1.0),
+            needed=method.max_rounds if method.chain_length is None else length - 1,
+        )
+
+    def _moved(self, key: Array, here: Here) -> Here:
+        method, rates, done = self._method, dict(here.rates), here.rounds[-1]
+        # Mostly the kind that has worked better; now and then the other, for it may have changed.
+        kind = max(rates, key=lambda kind: rates[kind])
+        if done % 4 == 3:
+            kind = "slide" if kind == "glide" else "glide"
+        arrays, moved = self._round(kind, jax.random.fold_in(key, done), here)
+        before = here.correlations[-1]
+        values = moved.cloud.parts.log_likelihood
+        correlation = float(_correlation(self._link(arrays.before, done), values))
+        count = int(moved.num_evaluations)
+        rate = math.log(max(before, 0.01) / max(correlation, 0.01)) / count
+        rates[kind] = rate if math.isinf(rates[kind]) else 0.5 * (rates[kind] + rate)
+        done, needed = done + 1, here.needed
+        is_enough = correlation <= method.max_correlation and method.chain_length is None
+        if is_enough and needed == method.max_rounds:
+            needed = min(2 * done, method.max_rounds)  # as many again: other things may mix more slowly
+        return here._replace(
+            arrays=arrays,
+            rounds=(*here.rounds[:-1], done),
+            correlations=(*here.correlations[:-1], correlation),
+            needed=needed,
+            rates=tuple(rates.items()),
+            num_calls=here.num_calls + count * values.size,
+            num_bad=here.num_bad + int(moved.num_bad),
+        )
+
+    def _round(self, kind: str, key: Array, here: Here) -> tuple[Arrays, Moved]:
+        chunk_size, temperature, done = (
+            self._method.chunk_size,
+            jnp.asarray(here.temperature),
+            here.rounds[-1],
+        )
+        arrays = here.arrays
+        cloud = self._link(arrays.cloud, done)
+        if kind == "slide":
+            moved = _slide(self._bound, key, cloud, temperature, chunk_size)
+            return arrays._replace(cloud=self._linked(arrays.cloud, done + 1, moved.cloud)), moved
+        moved = _glide(self._bound, key, cloud, temperature, arrays.shares, chunk_size)
+        gains = moved.gains / jnp.maximum(moved.uses, 1.0)
+        shares = jnp.where(gains.sum() > 0, gains / gains.sum(), 1 / NUM_SCALES)
+        cloud = self._linked(arrays.cloud, done + 1, moved.cloud)
+        return arrays._replace(cloud=cloud, shares=shares), moved
+
+    def _link(self, particles: T, number: int) -> T:
+        """Return the link of each chain that a round starts from: all particles, where none is kept."""
+        length = self._method.chain_length
+        return particles if length is None else _link(particles, number, self._method.num_islands, length)
+
+    def _linked(self, particles: Cloud, number: int, link: Cloud) -> Cloud:
+        """Return the particles with a new link of each chain."""
+        length = self._method.chain_length
+        if length is None:
+            return link
+        return _linked(particles, number, link, self._method.num_islands, length)
+
+    def said(self, here: Here) -> str:
+        """Return how far it is, in words."""
+        log_evidence = combined_evidence(np.asarray(here.arrays.log_evidences))[0]
+        return (
+            f"temperature {here.temperature:.3g}, round {here.rounds[-1]}, {here.num_calls:,} calls, "
+            f"ln Z {log_evidence:.2f}"
+        )
+
+    def fraction(self, here: Here) -> float:
+        """Return how much of the way is done, as if temperatures rose by a constant factor."""
+        first = here.temperatures[0]
+        if first >= 1:
+            return 1.0
+        steps = len(here.temperatures)
+        pace = (math.log(here.temperature) - math.log(first)) / max(steps - 1, 1)
+        left = -math.log(here.temperature) / pace if pace > 0 else 10.0
+        return steps / (steps + left)
+
+    def saved(self, here: Here) -> Saved:
+        """Return a place as a section of a checkpoint."""
+        facts = here._asdict()
+        return Saved(facts, pack(facts.pop("arrays")))
+
+    def restored(self, saved: Saved | None, cloud: Cloud) -> Here:
+        """Return the place that a section of a checkpoint tells of, or the start."""
+        start = Arrays(
+            cloud,
+            cloud.parts.log_likelihood,
+            jnp.ones(NUM_SCALES) / NUM_SCALES,
+            jnp.zeros(self._method.num_islands),
+        )
+        if saved is None:
+            return Here(start, num_calls=self._method.num_particles)
+        facts = {name: _as_tuple(value) for name, value in saved.facts.items()}
+        return Here(**{**facts, "arrays": unpack(saved.arrays, start)})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def draw_sites(bound: BoundModel, key: Array) -> dict[str, Array]:
+    """Draw the sites from the prior, unconstrained."""
+    trace = walk(bound.program, bound.arrays, key, {}).trace
+    return unconstrain(bound.program)(trace, *bound.arrays)
+
+
+def particle_shape(bound: BoundModel) -> Shape:
+    """Return how sites stand in the vector of a particle."""
+    return shape_of(jax.eval_shape(partial(draw_sites, bound), jax.random.key(0)))
+
+
+@eqx.filter_jit
+def _reweigh(
+    key: Array, cloud: Cloud, temperature: Array, ess: Array, num_islands: int, length: int
+) -> tuple[Float[Array, ""], Float[Array, " num_islands"], Cloud]:
+    """Return the next temperature, what it adds to the log evidence of islands, and resampled particles.
+
+    Of these there are as many as before, in chains of some length that hold one particle each.
+    """
+    log_likelihood = cloud.parts.log_likelihood
+
+    def share(next_temperature: Array) -> Array:
+        log_weights = (next_temperature - temperature) * log_likelihood
+        weights = jnp.exp(log_weights - jnp.max(log_weights))
+        return jnp.sum(weights) ** 2 / jnp.sum(weights**2) / weights.size
+
+    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        is_enough = share(middle) >= ess
+        return (jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)), None
+
+    start = (temperature, jnp.ones_like(temperature))
+    (low, high), _ = lax.scan(halve, start, None, length=_BISECTIONS)
+    # Where -inf leaves less than the share at any temperature, the smallest step sorts it out.
+    chosen = jnp.where(share(jnp.ones(())) >= ess, 1.0, jnp.where(low > temperature, low, high))
+    log_weights = ((chosen - temperature) * log_likelihood).reshape(num_islands, -1)
+    per_island = log_weights.shape[1]
+    num_chains = per_island // length
+    increments = jax.scipy.special.logsumexp(log_weights, axis=1) - jnp.log(per_island)
+
+    def resample(key: Array, log_weights: Array) -> Int[Array, " num_chains"]:
+        weights = jax.nn.softmax(log_weights)
+        is_dead = ~jnp.any(jnp.isfinite(log_weights))
+        steps = (jnp.arange(num_chains) + jax.random.uniform(key)) / num_chains
+        cumulative = jnp.cumsum(weights)
+        chosen = jnp.searchsorted(cumulative, steps * cumulative[-1], side="right")
+        return jnp.where(is_dead, jnp.arange(num_chains), jnp.minimum(chosen, per_island - 1))
+
+    chosen_ones = jax.vmap(resample)(jax.random.split(key, num_islands), log_weights)
+    chosen_ones = jnp.tile(chosen_ones, (1, length))
+    index = (chosen_ones + per_island * jnp.arange(num_islands)[:, None]).reshape(-1)
+    return chosen, increments, jax.tree.map(lambda leaf: leaf[index], cloud)
+
+
+@partial(jax.jit, static_argnames=("num_islands", "length"))
+def _link(particles: T, number: int, num_islands: int, length: int) -> T:
+    def take(leaf: Array) -> Array:
+        chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
+        return chains[:, number].reshape(-1, *leaf.shape[1:])
+
+    return jax.tree.map(take, particles)
+
+
+@partial(jax.jit, static_argnames=("num_islands", "length"))
+def _linked(particles: T, number: int, link: T, num_islands: int, length: int) -> T:
+    def put(leaf: Array, new: Array) -> Array:
+        chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
+        return chains.at[:, number].set(new.reshape(num_islands, -1, *leaf.shape[1:])).reshape(leaf.shape)
+
+    return jax.tree.map(put, particles, link)
+
+
+@eqx.filter_jit
+def _glide(
+    bound: BoundModel, key: Array, cloud: Cloud, temperature: Array, shares: Array, chunk_size: int | None
+) -> Moved:
+    return glide(bound, particle_shape(bound), key, cloud, temperature, shares, chunk_size)
+
+
+@eqx.filter_jit
+def _slide(bound: BoundModel, key: Array, cloud: Cloud, temperature: Array, chunk_size: int | None) -> Moved:
+    return slide(bound, particle_shape(bound), key, cloud, temperature, chunk_size)
+
+
+@jax.jit
+def _correlation(before: Array, after: Array) -> Array:
+    """Return the correlation of the log likelihoods of the particles before and after, by rank."""
+    ranks = [jnp.argsort(jnp.argsort(values)).astype(float) for values in (before, after)]
+    gaps = [rank - rank.mean() for rank in ranks]
+    return jnp.abs(jnp.sum(gaps[0] * gaps[1])) / jnp.sqrt(jnp.sum(gaps[0] ** 2) * jnp.sum(gaps[1] ** 2))
