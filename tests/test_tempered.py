@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import qbs
+from qbs.errors import ModelError
 from qbs.inference import smc
 from qbs.inference.smc.apart import parts
 
@@ -109,8 +110,8 @@ def test_the_parts_are_those_of_the_density(key):
     position = {"slopes": jax.random.normal(key, (5,)), "log_scale": jnp.asarray(0.3)}
     found = parts(bound, position)
     likelihood = norm(X @ np.asarray(position["slopes"]), np.exp(0.3)).logpdf(SHARP).sum()
-    assert float(found.log_likelihood) == pytest.approx(likelihood, rel=1e-5)
-    total = float(found.log_prior + found.log_likelihood)
+    assert float(found.log_likelihood(1.0)) == pytest.approx(likelihood, rel=1e-5)
+    total = float(found.log_density(1.0))
     assert total == pytest.approx(-float(potential(bound, position)), rel=1e-6)
 
 
@@ -216,3 +217,68 @@ def test_errors_cover_the_truth():
     z = np.array([(fit.log_evidence - TRUTH) / fit.log_evidence_error for fit in fits])
     assert 0.7 < z.std(ddof=1) < 1.4
     assert abs(z.mean()) < 4 * z.std(ddof=1) / np.sqrt(50)
+
+
+def series(y):
+    """The same as `conjugate`, one observation after the other."""
+    theta = numpyro.sample("theta", dist.Normal(0, 2))
+
+    def observe(carry, value):
+        numpyro.sample("y", dist.Normal(theta, 1), obs=value)
+        return carry, None
+
+    jax.lax.scan(observe, None, y)
+
+
+LONG = 0.8 + np.sin(np.arange(12.0))
+
+
+def test_the_evidence_after_each_observation():
+    method = smc.ResampleMove(num_particles=512)
+    fits = [qbs.fit(series, LONG, method=method, key=jax.random.key(seed)) for seed in range(4)]
+    truth = [
+        multivariate_normal(np.zeros(t), np.eye(t) + 4 * np.ones((t, t))).logpdf(LONG[:t])
+        for t in range(1, len(LONG) + 1)
+    ]
+    found = np.array([fit.provenance["log_evidence_by_score"] for fit in fits])
+    # All of a path shares its first errors, so that the last error is about the greatest.
+    error = np.sqrt(np.mean([fit.log_evidence_error**2 for fit in fits]) / len(fits))
+    assert np.max(np.abs(found.mean(0) - truth)) < 4.5 * error
+    for fit, path in zip(fits, found, strict=True):
+        assert fit.problems == []
+        assert fit.log_evidence == pytest.approx(path[-1], abs=1e-12)
+        assert fit.provenance["resampled_at"][-1] == len(LONG)
+        assert abs(fit.mean("theta") - LONG.sum() / 12.25) < 5 / np.sqrt(12.25 * fit.ess)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "method"),
+    [
+        (conjugate, Y, smc.Tempered(num_particles=1024, chain_length=8)),
+        (series, LONG, smc.ResampleMove(num_particles=1024, chain_length=8)),
+    ],
+    ids=["Tempered", "ResampleMove"],
+)
+def test_waste_free(model, data, method):
+    truth = multivariate_normal(
+        np.zeros(len(data)), np.eye(len(data)) + 4 * np.ones((len(data),) * 2)
+    ).logpdf(data)
+    fits = require_right(model, (data,), truth, 4, method)
+    precision = len(data) + 0.25
+    means = np.array([fit.mean("theta") for fit in fits])
+    # Links of a chain are correlated: what counts as independent are the chains.
+    assert abs(means.mean() - data.sum() / precision) < 5 / np.sqrt(precision * 4 * 1024 / 8)
+    for fit in fits:
+        assert fit.num_likelihood_calls < 30 * 7 * 128 * len(fit.provenance["rounds"]) + 1024
+        assert set(fit.provenance["rounds"]) == {7}
+
+
+def test_one_score_has_no_order(key):
+    with pytest.raises(ModelError, match="has one: draw the observations in a scan"):
+        qbs.fit(conjugate, Y, method=smc.ResampleMove(), key=key)
+
+
+@pytest.mark.parametrize("settings", [{"chain_length": 1}, {"num_particles": 512, "chain_length": 100}])
+def test_chains_that_do_not_fit(settings):
+    with pytest.raises(ValueError, match="chain_length must be 2 or more"):
+        smc.Tempered(**settings)

@@ -1,4 +1,4 @@
-"""The way of a tempered population from prior to posterior, from place to place.
+"""The way of a population from prior to posterior, from place to place.
 
 A place stands between two rounds of moves, and has all that the next needs, so that a run can stop at any.
 """
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Saved, pack, unpack
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Settings(Protocol):
-    """What the way depends on, of `Tempered`."""
+    """What the way depends on, of a method."""
 
     num_particles: int
     num_islands: int
@@ -44,33 +44,35 @@ class Arrays(NamedTuple):
 
     Attributes:
         cloud: The particles.
-        before: Their log likelihoods before the moves at this temperature.
+        before: Their log likelihoods before the moves at this stage.
         shares: Of the step sizes of glides.
         log_evidences: Of the islands.
+        by_portion: The same, as they were after each portion of the likelihood.
     """
 
     cloud: Cloud
     before: Float[Array, " num_particles"]
     shares: Float[Array, " num_scales"]
     log_evidences: Float[Array, " num_islands"]
+    by_portion: Float[Array, "num_islands num_portions"]
 
 
 class Here(NamedTuple):
-    """A place on the way: between two rounds of moves at a temperature.
+    """A place on the way: between two rounds of moves at a stage.
 
     Attributes:
         arrays: The particles, and what goes with them.
-        temperatures: Temperatures reached.
+        stages: Stages reached: inverse temperatures, or numbers of scores.
         rounds: Rounds of moves made at each.
         correlations: Correlation of the log likelihood with its value before them, at each.
-        needed: How many rounds there are to be at this temperature.
+        needed: How many rounds there are to be at this stage.
         rates: Fall of the log correlation for each evaluation, by kind of move.
         num_calls: Evaluations of the likelihood.
         num_bad: How many of them were NaN.
     """
 
     arrays: Arrays
-    temperatures: tuple[float, ...] = ()
+    stages: tuple[float, ...] = ()
     rounds: tuple[int, ...] = ()
     correlations: tuple[float, ...] = ()
     needed: int = 0
@@ -79,43 +81,46 @@ class Here(NamedTuple):
     num_bad: int = 0
 
     @property
-    def temperature(self) -> float:
+    def stage(self) -> float:
         """Where the particles are."""
-        return self.temperatures[-1] if self.temperatures else 0.0
+        return self.stages[-1] if self.stages else 0.0
 
     @property
     def is_moved(self) -> bool:
-        """Whether the particles have been moved enough at this temperature."""
+        """Whether the particles have been moved enough at this stage."""
         return not self.rounds or self.rounds[-1] >= self.needed
-
-    @property
-    def is_there(self) -> bool:
-        """Whether this is the posterior."""
-        return self.temperature >= 1 and self.is_moved
 
 
 class Journey:
-    """The way through the temperatures: what comes after each place on it."""
+    """The way through the stages: what comes after each place on it."""
 
-    def __init__(self, bound: BoundModel, method: Settings, key: Array):
-        self._bound, self._method, self._key = bound, method, key
+    def __init__(self, bound: BoundModel, method: Settings, num_portions: int, key: Array):
+        self._bound, self._method, self._num_portions, self._key = bound, method, num_portions, key
+
+    def is_over(self, here: Here) -> bool:
+        """Whether a place is the posterior."""
+        return here.stage >= self._num_portions and here.is_moved
 
     def next(self, here: Here) -> Here:
         """Return the place after one more reweighting, or one more round of moves."""
-        number = len(here.temperatures) + here.is_moved
+        number = len(here.stages) + here.is_moved
         weigh_key, move_key = jax.random.split(jax.random.fold_in(self._key, number))
         return self._reweighed(weigh_key, here) if here.is_moved else self._moved(move_key, here)
 
     def _reweighed(self, key: Array, here: Here) -> Here:
         old, method = here.arrays, self._method
         length = method.chain_length or 1
-        temperature, increments, cloud = _reweigh(
-            key, old.cloud, jnp.asarray(here.temperature), jnp.asarray(method.ess), method.num_islands, length
+        stage, increments, growth, cloud = _reweigh(
+            key, old.cloud, jnp.asarray(here.stage), jnp.asarray(method.ess), method.num_islands, length
         )
-        arrays = Arrays(cloud, cloud.parts.log_likelihood, old.shares, old.log_evidences + increments)
+        before = old.log_evidences[:, None]
+        by_portion = jnp.where(jnp.isnan(growth), old.by_portion, before + growth)
+        arrays = Arrays(
+            cloud, _log_likelihood(cloud, stage), old.shares, old.log_evidences + increments, by_portion
+        )
         return here._replace(
             arrays=arrays,
-            temperatures=(*here.temperatures, float(temperature)),
+            stages=(*here.stages, float(stage)),
             rounds=(*here.rounds, 0),
             correlations=(*here.correlations, 1.0),
             needed=method.max_rounds if method.chain_length is None else length - 1,
@@ -129,7 +134,7 @@ class Journey:
             kind = "slide" if kind == "glide" else "glide"
         arrays, moved = self._round(kind, jax.random.fold_in(key, done), here)
         before = here.correlations[-1]
-        values = moved.cloud.parts.log_likelihood
+        values = _log_likelihood(moved.cloud, jnp.asarray(here.stage))
         correlation = float(_correlation(self._link(arrays.before, done), values))
         count = int(moved.num_evaluations)
         rate = math.log(max(before, 0.01) / max(correlation, 0.01)) / count
@@ -149,17 +154,17 @@ class Journey:
         )
 
     def _round(self, kind: str, key: Array, here: Here) -> tuple[Arrays, Moved]:
-        chunk_size, temperature, done = (
+        chunk_size, stage, done = (
             self._method.chunk_size,
-            jnp.asarray(here.temperature),
+            jnp.asarray(here.stage),
             here.rounds[-1],
         )
         arrays = here.arrays
         cloud = self._link(arrays.cloud, done)
         if kind == "slide":
-            moved = _slide(self._bound, key, cloud, temperature, chunk_size)
+            moved = _slide(self._bound, key, cloud, stage, self._num_portions, chunk_size)
             return arrays._replace(cloud=self._linked(arrays.cloud, done + 1, moved.cloud)), moved
-        moved = _glide(self._bound, key, cloud, temperature, arrays.shares, chunk_size)
+        moved = _glide(self._bound, key, cloud, stage, arrays.shares, self._num_portions, chunk_size)
         gains = moved.gains / jnp.maximum(moved.uses, 1.0)
         shares = jnp.where(gains.sum() > 0, gains / gains.sum(), 1 / NUM_SCALES)
         cloud = self._linked(arrays.cloud, done + 1, moved.cloud)
@@ -180,19 +185,21 @@ class Journey:
     def said(self, here: Here) -> str:
         """Return how far it is, in words."""
         log_evidence = combined_evidence(np.asarray(here.arrays.log_evidences))[0]
-        return (
-            f"temperature {here.temperature:.3g}, round {here.rounds[-1]}, {here.num_calls:,} calls, "
-            f"ln Z {log_evidence:.2f}"
+        where = (
+            f"temperature {here.stage:.3g}"
+            if self._num_portions == 1
+            else f"score {here.stage:.1f}/{self._num_portions}"
         )
+        return f"{where}, round {here.rounds[-1]}, {here.num_calls:,} calls, ln Z {log_evidence:.2f}"
 
     def fraction(self, here: Here) -> float:
-        """Return how much of the way is done, as if temperatures rose by a constant factor."""
-        first = here.temperatures[0]
+        """Return how much of the way is done, as if stages grew by a constant factor."""
+        share, first = here.stage / self._num_portions, here.stages[0] / self._num_portions
         if first >= 1:
             return 1.0
-        steps = len(here.temperatures)
-        pace = (math.log(here.temperature) - math.log(first)) / max(steps - 1, 1)
-        left = -math.log(here.temperature) / pace if pace > 0 else 10.0
+        steps = len(here.stages)
+        pace = (math.log(share) - math.log(first)) / max(steps - 1, 1)
+        left = -math.log(share) / pace if pace > 0 else 10.0
         return steps / (steps + left)
 
     def saved(self, here: Here) -> Saved:
@@ -202,11 +209,13 @@ class Journey:
 
     def restored(self, saved: Saved | None, cloud: Cloud) -> Here:
         """Return the place that a section of a checkpoint tells of, or the start."""
+        num_islands = self._method.num_islands
         start = Arrays(
             cloud,
-            cloud.parts.log_likelihood,
+            jnp.zeros(cloud.points.shape[0]),
             jnp.ones(NUM_SCALES) / NUM_SCALES,
-            jnp.zeros(self._method.num_islands),
+            jnp.zeros(num_islands),
+            jnp.zeros((num_islands, self._num_portions)),
         )
         if saved is None:
             return Here(start, num_calls=self._method.num_particles)
@@ -224,23 +233,28 @@ def draw_sites(bound: BoundModel, key: Array) -> dict[str, Array]:
     return unconstrain(bound.program)(trace, *bound.arrays)
 
 
-def particle_shape(bound: BoundModel) -> Shape:
+def particle_shape(bound: BoundModel, num_portions: int) -> Shape:
     """Return how sites stand in the vector of a particle."""
-    return shape_of(jax.eval_shape(partial(draw_sites, bound), jax.random.key(0)))
+    return shape_of(jax.eval_shape(partial(draw_sites, bound), jax.random.key(0)), num_portions)
 
 
 @eqx.filter_jit
 def _reweigh(
-    key: Array, cloud: Cloud, temperature: Array, ess: Array, num_islands: int, length: int
-) -> tuple[Float[Array, ""], Float[Array, " num_islands"], Cloud]:
-    """Return the next temperature, what it adds to the log evidence of islands, and resampled particles.
+    key: Array, cloud: Cloud, stage: Array, ess: Array, num_islands: int, length: int
+) -> tuple[Float[Array, ""], Float[Array, " num_islands"], Float[Array, "num_islands num_portions"], Cloud]:
+    """Return the next stage, what it adds to the log evidence of islands, and resampled particles.
 
-    Of these there are as many as before, in chains of some length that hold one particle each.
+    Also what is added up to the end of each portion, NaN for those that end before the stage or after the
+    next. Of particles there are as many as before, in chains of some length that hold one particle each.
     """
-    log_likelihood = cloud.parts.log_likelihood
+    here, end = cloud.parts.log_likelihood(stage), jnp.asarray(1.0 * cloud.parts.portions.shape[1])
 
-    def share(next_temperature: Array) -> Array:
-        log_weights = (next_temperature - temperature) * log_likelihood
+    def gain(next_stage: Array) -> Array:
+        found = cloud.parts.log_likelihood(next_stage) - here
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+    def share(next_stage: Array) -> Array:
+        log_weights = gain(next_stage)
         weights = jnp.exp(log_weights - jnp.max(log_weights))
         return jnp.sum(weights) ** 2 / jnp.sum(weights**2) / weights.size
 
@@ -250,11 +264,19 @@ def _reweigh(
         is_enough = share(middle) >= ess
         return (jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)), None
 
-    start = (temperature, jnp.ones_like(temperature))
-    (low, high), _ = lax.scan(halve, start, None, length=_BISECTIONS)
-    # Where -inf leaves less than the share at any temperature, the smallest step sorts it out.
-    chosen = jnp.where(share(jnp.ones(())) >= ess, 1.0, jnp.where(low > temperature, low, high))
-    log_weights = ((chosen - temperature) * log_likelihood).reshape(num_islands, -1)
+    (low, high), _ = lax.scan(halve, (stage, end), None, length=_BISECTIONS)
+    # Where -inf leaves less than the share at any stage, the smallest step sorts it out.
+    chosen = jnp.where(share(end) >= ess, end, jnp.where(low > stage, low, high))
+
+    def grown(next_stage: Array) -> Float[Array, " num_islands"]:
+        log_weights = gain(next_stage).reshape(num_islands, -1)
+        return jax.scipy.special.logsumexp(log_weights, axis=1) - jnp.log(log_weights.shape[1])
+
+    ends = 1.0 + jnp.arange(cloud.parts.portions.shape[1])
+    is_passed = (ends > stage) & (ends <= chosen)
+    growth = jnp.where(is_passed, lax.map(grown, ends).T, jnp.nan)
+    increments = grown(chosen)
+    log_weights = gain(chosen).reshape(num_islands, -1)
     per_island = log_weights.shape[1]
     num_chains = per_island // length
     increments = jax.scipy.special.logsumexp(log_weights, axis=1) - jnp.log(per_island)
@@ -270,11 +292,11 @@ def _reweigh(
     chosen_ones = jax.vmap(resample)(jax.random.split(key, num_islands), log_weights)
     chosen_ones = jnp.tile(chosen_ones, (1, length))
     index = (chosen_ones + per_island * jnp.arange(num_islands)[:, None]).reshape(-1)
-    return chosen, increments, jax.tree.map(lambda leaf: leaf[index], cloud)
+    return chosen, increments, growth, jax.tree.map(lambda leaf: leaf[index], cloud)
 
 
 @partial(jax.jit, static_argnames=("num_islands", "length"))
-def _link(particles: T, number: int, num_islands: int, length: int) -> T:
+def _link(particles: T, number: ArrayLike, num_islands: int, length: int) -> T:
     def take(leaf: Array) -> Array:
         chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
         return chains[:, number].reshape(-1, *leaf.shape[1:])
@@ -283,7 +305,7 @@ def _link(particles: T, number: int, num_islands: int, length: int) -> T:
 
 
 @partial(jax.jit, static_argnames=("num_islands", "length"))
-def _linked(particles: T, number: int, link: T, num_islands: int, length: int) -> T:
+def _linked(particles: T, number: ArrayLike, link: T, num_islands: int, length: int) -> T:
     def put(leaf: Array, new: Array) -> Array:
         chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
         return chains.at[:, number].set(new.reshape(num_islands, -1, *leaf.shape[1:])).reshape(leaf.shape)
@@ -293,14 +315,27 @@ def _linked(particles: T, number: int, link: T, num_islands: int, length: int) -
 
 @eqx.filter_jit
 def _glide(
-    bound: BoundModel, key: Array, cloud: Cloud, temperature: Array, shares: Array, chunk_size: int | None
+    bound: BoundModel,
+    key: Array,
+    cloud: Cloud,
+    stage: Array,
+    shares: Array,
+    num_portions: int,
+    chunk_size: int | None,
 ) -> Moved:
-    return glide(bound, particle_shape(bound), key, cloud, temperature, shares, chunk_size)
+    return glide(bound, particle_shape(bound, num_portions), key, cloud, stage, shares, chunk_size)
 
 
 @eqx.filter_jit
-def _slide(bound: BoundModel, key: Array, cloud: Cloud, temperature: Array, chunk_size: int | None) -> Moved:
-    return slide(bound, particle_shape(bound), key, cloud, temperature, chunk_size)
+def _slide(
+    bound: BoundModel, key: Array, cloud: Cloud, stage: Array, num_portions: int, chunk_size: int | None
+) -> Moved:
+    return slide(bound, particle_shape(bound, num_portions), key, cloud, stage, chunk_size)
+
+
+@jax.jit
+def _log_likelihood(cloud: Cloud, stage: Array) -> Array:
+    return cloud.parts.log_likelihood(stage)
 
 
 @jax.jit

@@ -71,24 +71,27 @@ class Shape(NamedTuple):
     Attributes:
         unravel: From the vector to the sites.
         sites: For each coordinate, the number of its site.
+        num_portions: In how many portions the likelihood is taken.
     """
 
     unravel: Callable[[Array], dict[str, Array]]
     sites: np.ndarray
+    num_portions: int = 1
 
 
-def shape_of(position: Any) -> Shape:
+def shape_of(position: Any, num_portions: int) -> Shape:
     """Return how the sites of a position stand in its vector."""
     names = sorted(position)  # the order of JAX's trees
     like = {name: jnp.zeros(position[name].shape, position[name].dtype) for name in names}
-    return Shape(ravel_pytree(like)[1], np.repeat(np.arange(len(names)), [position[n].size for n in names]))
+    sites = np.repeat(np.arange(len(names)), [position[n].size for n in names])
+    return Shape(ravel_pytree(like)[1], sites, num_portions)
 
 
 def evaluate(bound: BoundModel, shape: Shape, points: Array, chunk_size: int | None) -> Parts:
     """Return log prior and log likelihood of all particles, some at a time."""
 
     def one(point: Array) -> Parts:
-        return parts(bound, shape.unravel(point))
+        return parts(bound, shape.unravel(point), shape.num_portions)
 
     return lax.map(one, points, batch_size=chunk_size or points.shape[0])
 
@@ -111,7 +114,7 @@ def glide(
     shape: Shape,
     key: Array,
     cloud: Cloud,
-    temperature: Array,
+    stage: Array,
     shares: Float[Array, " num_scales"],
     chunk_size: int | None,
 ) -> Moved:
@@ -122,7 +125,7 @@ def glide(
     """
 
     def glide_half(key: Array, half: Cloud, others: Array) -> Moved:
-        return _glide_half(bound, shape, key, half, others, temperature, shares, chunk_size)
+        return _glide_half(bound, shape, key, half, others, stage, shares, chunk_size)
 
     return _by_halves(key, cloud, glide_half)
 
@@ -157,7 +160,7 @@ def _glide_half(
     key: Array,
     cloud: Cloud,
     others: Array,
-    temperature: Array,
+    stage: Array,
     shares: Float[Array, " num_scales"],
     chunk_size: int | None,
 ) -> Moved:
@@ -167,8 +170,8 @@ def _glide_half(
     log_shares = jnp.log((1 - _FLOOR) * shares + _FLOOR / NUM_SCALES)
 
     def value(point: Array) -> tuple[Array, Parts]:
-        found = parts(bound, shape.unravel(point))
-        return found.tempered(temperature), found
+        found = parts(bound, shape.unravel(point), shape.num_portions)
+        return found.log_density(stage), found
 
     def pull(points: Array) -> tuple[Array, Parts, Array]:
         """Return the density, its parts, and its gradient in units of the cloud."""
@@ -228,7 +231,7 @@ def slide(
     shape: Shape,
     key: Array,
     cloud: Cloud,
-    temperature: Array,
+    stage: Array,
     chunk_size: int | None,
 ) -> Moved:
     """Move each particle along six lines by slice sampling.
@@ -239,7 +242,7 @@ def slide(
     """
 
     def slide_half(key: Array, half: Cloud, others: Array) -> Moved:
-        return _slide_half(bound, shape, key, half, others, temperature, chunk_size)
+        return _slide_half(bound, shape, key, half, others, stage, chunk_size)
 
     return _by_halves(key, cloud, slide_half)
 
@@ -250,7 +253,7 @@ def _slide_half(
     key: Array,
     cloud: Cloud,
     others: Array,
-    temperature: Array,
+    stage: Array,
     chunk_size: int | None,
 ) -> Moved:
     num_particles = cloud.points.shape[0]
@@ -274,16 +277,16 @@ def _slide_half(
         points = cloud.points + t[:, None] * line.direction
         found = evaluate(bound, shape, points, chunk_size)
         is_at_work = num_done < _NUM_SLIDES
-        is_found = (found.tempered(temperature) > line.level) & is_at_work
+        is_found = (found.log_density(stage) > line.level) & is_at_work
         cloud = _choose(is_found, Cloud(points, found), cloud)
         shrunk = line._replace(low=jnp.where(t < 0, t, line.low), high=jnp.where(t < 0, line.high, t))
-        line = _choose(is_found, draw_lines(line_key, cloud.parts.tempered(temperature)), shrunk)
+        line = _choose(is_found, draw_lines(line_key, cloud.parts.log_density(stage)), shrunk)
         bad += jnp.sum(_is_bad(found, cloud) & is_at_work)
         return cloud, line, num_done + is_found, count + 1, bad
 
     start_key = jax.random.fold_in(key, _NUM_SLIDES * _MAX_SHRINKS)
     none = jnp.zeros((), int)
-    line = draw_lines(start_key, cloud.parts.tempered(temperature))
+    line = draw_lines(start_key, cloud.parts.log_density(stage))
     start = (cloud, line, jnp.zeros(num_particles, int), none, none)
     cloud, _, _, count, bad = lax.while_loop(goes_on, turn, start)
     return Moved(cloud, count, bad, jnp.zeros(NUM_SCALES), jnp.zeros(NUM_SCALES))
@@ -316,7 +319,7 @@ def _directions(others: Array, sites: np.ndarray) -> Callable[[Array], Array]:
 def _is_bad(found: Parts, cloud: Cloud) -> Bool[Array, " num_particles"]:
     """Where the likelihood is NaN, far out apart, where a number overflows and no particle would be."""
     is_near = found.log_prior > jnp.min(cloud.parts.log_prior) - _FAR
-    return jnp.isnan(found.log_likelihood) & is_near
+    return jnp.any(jnp.isnan(found.portions), -1) & is_near
 
 
 def _choose(is_chosen: Array, new: Any, old: Any) -> Any:
