@@ -374,7 +374,7 @@ class ClosedForm(Method):
 
     is_weighted: bool = False
 
-    def run(self, problem, key, line):
+    def run(self, problem, key, line, keeper):
         draws = posterior_draws(key, 0.8, 4, problem.bound.arrays[-1])
         samples = {name: np.asarray(values).reshape(3, 33) for name, values in draws.items()}
         return qbs.Posterior(samples, np.zeros((3, 33)) if self.is_weighted else None)
