@@ -1,10 +1,10 @@
-"""Compare NUTS of qbs with NumPyro's and BlackJAX's: effective draws and CPU time for each gradient, and compiling.
+"""Compare NUTS of qbs with NumPyro's and BlackJAX's: effective draws and CPU time per gradient, compiling.
 
-All run in one process, in turns, on the same models from `benchmarks/sampling_models.py`, with the same
-numbers of chains, steps of warm-up and draws, in float32. A gradient is a leapfrog step of a chain, of warm-up
-or after it; those that vectorised chains make while they wait for each other are paid for and not counted.
-Effective draws are the smallest effective sample size in bulk of all parameters. CPU time is that of the whole
-process for a call with a new seed; the first call's excess over it is compiling, with no cache on disk. NumPyro's
+All run in one process, in turns, on the models of `benchmarks/sampling_models.py`, with the same numbers of
+chains, steps of warm-up and draws, in float32. A gradient is a leapfrog step of a chain, of warm-up or after
+it; those that vectorised chains make while they wait for each other are paid for and not counted. Effective
+draws are the smallest effective sample size in bulk of all parameters. CPU time is that of the whole process
+for a call with a new seed; the first call's excess over it is compiling, with no cache on disk. NumPyro's
 chains run vectorised and one after the other; the faster is shown.
 
     pip install blackjax
@@ -63,11 +63,11 @@ def with_qbs(case: Case, num_draws: int) -> Run:
 class CountingNUTS(infer.NUTS):
     """NumPyro's kernel, which adds up its steps in a field that it does not use."""
 
-    def init(self, *args: Any, **kwargs: Any) -> HMCState:
+    def init(self, *args: Any, **kwargs: Any) -> HMCState:  # noqa: D102
         state = super().init(*args, **kwargs)
         return state._replace(trajectory_length=jnp.zeros_like(state.num_steps))
 
-    def sample(self, state: HMCState, *args: Any) -> HMCState:
+    def sample(self, state: HMCState, *args: Any) -> HMCState:  # noqa: D102
         new = super().sample(state, *args)
         return new._replace(trajectory_length=state.trajectory_length + new.num_steps)
 
@@ -215,14 +215,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="timed runs of each sampler (default 3)")
     parser.add_argument("--draws", type=int, default=1000, help="of each chain, after as many of warm-up")
     settings = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", False)  # noqa: FBT003
     warnings.filterwarnings("ignore", message="There are not enough devices")
     packages = ", ".join(f"{name} {version(name)}" for name in ("qbs-jax", "jax", "numpyro", "blackjax"))
     print(f"{platform.machine()}, {jax.default_backend()}, Python {platform.python_version()}, {packages}")
-    print(f"{NUM_CHAINS} chains of {settings.draws} + {settings.draws}, {settings.seeds} timed runs and one more")
+    print(f"{NUM_CHAINS} chains of {settings.draws} + {settings.draws}, {settings.seeds} timed runs")
     print("ratios: qbs / the better of NumPyro and BlackJAX\n")
     print(f"{'':24}{'ESS / 1000 gradients':^30}{'us CPU / gradient':^38}{'compiling, CPU s':^28}")
-    heads = "qbs", "NumP", "BlackJ", "ratio", "qbs", "NumP v", "NumP s", "BlackJ", "ratio", "qbs", "NumP", "BlackJ"
+    heads = (
+        "qbs",
+        "NumP",
+        "BlackJ",
+        "ratio",
+        "qbs",
+        "NumP v",
+        "NumP s",
+        "BlackJ",
+        "ratio",
+        "qbs",
+        "NumP",
+        "BlackJ",
+    )
     print(f"{'model':24}" + "".join(f"{head:>7}" for head in heads), flush=True)
     ratios = []
     for name in settings.models.split(","):
@@ -243,7 +256,10 @@ def main() -> None:
         row += [f"{way.compiling:7.1f}" for way in found.values()]
         print(f"{name:24}" + "".join(row), flush=True)
     effective, cpu = (geometric_mean([row[i] for row in ratios]) for i in (0, 1))
-    print(f"\ngeometric means of the ratios: ESS for a gradient {effective:.2f} (bar {MIN_EFFECTIVE} or more), ", end="")
+    print(
+        f"\ngeometric means of the ratios: ESS for a gradient {effective:.2f} (bar {MIN_EFFECTIVE}), ",
+        end="",
+    )
     print(f"CPU for a gradient {cpu:.2f} (bar {MAX_CPU} or less)")
     if small := [row[2] for row in ratios if row[3]]:
         print(f"compiling small models: at most {max(small):.1f} CPU s (bar {MAX_COMPILE:.0f})")

@@ -1,4 +1,4 @@
-"""Markov chain Monte Carlo, nested sampling and sequential Monte Carlo, and their results.
+"""Transformations of programs, the methods of `qbs.fit` and their results, and checks of all of it.
 
 Subpackages are imported on first use.
 """
@@ -6,13 +6,15 @@ Subpackages are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["mcmc", "nested", "results", "smc"]
+__all__ = ["mcmc", "nested", "results", "smc", "transform", "validate"]
 
 if TYPE_CHECKING:
     from qbs.inference import mcmc as mcmc
     from qbs.inference import nested as nested
     from qbs.inference import results as results
     from qbs.inference import smc as smc
+    from qbs.inference import transform as transform
+    from qbs.inference import validate as validate
 else:
 
     def __getattr__(name: str) -> Any:

@@ -67,6 +67,20 @@ if TYPE_CHECKING:
     from qbs.inference.results.posterior import Posterior as Posterior
     from qbs.inference.results.storage import load as load
     from qbs.inference.target import Target as Target
+    from qbs.inference.transform.composition import bind as bind
+    from qbs.inference.transform.composition import map as map  # noqa: A004
+    from qbs.inference.transform.composition import mixture as mixture
+    from qbs.inference.transform.composition import product as product
+    from qbs.inference.transform.conditional import conditional as conditional
+    from qbs.inference.transform.importance import importance as importance
+    from qbs.inference.transform.metropolis import metropolis as metropolis
+    from qbs.inference.transform.metropolis import random_walk as random_walk
+    from qbs.inference.transform.population import Particles as Particles
+    from qbs.inference.transform.population import collapse as collapse
+    from qbs.inference.transform.population import population as population
+    from qbs.inference.transform.rejuvenation import rejuvenate as rejuvenate
+    from qbs.inference.transform.replay import traced as traced
+    from qbs.inference.transform.tempering import tempered as tempered
     from qbs.program import Program as Program
     from qbs.program import reify as reify
     from qbs.semantics.density import log_density as log_density
@@ -74,54 +88,40 @@ if TYPE_CHECKING:
     from qbs.semantics.quadrature import integrate as integrate
     from qbs.semantics.render import render as render
     from qbs.semantics.run import run as run
-    from qbs.transform.composition import bind as bind
-    from qbs.transform.composition import map as map  # noqa: A004
-    from qbs.transform.composition import mixture as mixture
-    from qbs.transform.composition import product as product
-    from qbs.transform.conditional import conditional as conditional
-    from qbs.transform.importance import importance as importance
-    from qbs.transform.metropolis import metropolis as metropolis
-    from qbs.transform.metropolis import random_walk as random_walk
-    from qbs.transform.population import Particles as Particles
-    from qbs.transform.population import collapse as collapse
-    from qbs.transform.population import population as population
-    from qbs.transform.rejuvenation import rejuvenate as rejuvenate
-    from qbs.transform.replay import traced as traced
-    from qbs.transform.tempering import tempered as tempered
 else:
     # Public name -> the module that defines it; a submodule stands for itself.
     _HOMES = {
         "Checkpoint": "qbs.inference.checkpoint",
-        "Particles": "qbs.transform.population",
+        "Particles": "qbs.inference.transform.population",
         "Posterior": "qbs.inference.results.posterior",
         "Program": "qbs.program",
         "Target": "qbs.inference.target",
-        "bind": "qbs.transform.composition",
-        "collapse": "qbs.transform.population",
+        "bind": "qbs.inference.transform.composition",
+        "collapse": "qbs.inference.transform.population",
         "compare": "qbs.inference.results.comparison",
-        "conditional": "qbs.transform.conditional",
+        "conditional": "qbs.inference.transform.conditional",
         "enumerate": "qbs.semantics.enumeration",
         "fit": "qbs.inference.fitting",
-        "importance": "qbs.transform.importance",
+        "importance": "qbs.inference.transform.importance",
         "integrate": "qbs.semantics.quadrature",
         "load": "qbs.inference.results.storage",
         "log_density": "qbs.semantics.density",
         "log_likelihood": "qbs.inference.results.pointwise",
         "loo": "qbs.inference.results.pointwise",
-        "map": "qbs.transform.composition",
-        "metropolis": "qbs.transform.metropolis",
-        "mixture": "qbs.transform.composition",
-        "population": "qbs.transform.population",
-        "product": "qbs.transform.composition",
-        "random_walk": "qbs.transform.metropolis",
+        "map": "qbs.inference.transform.composition",
+        "metropolis": "qbs.inference.transform.metropolis",
+        "mixture": "qbs.inference.transform.composition",
+        "population": "qbs.inference.transform.population",
+        "product": "qbs.inference.transform.composition",
+        "random_walk": "qbs.inference.transform.metropolis",
         "reify": "qbs.program",
-        "rejuvenate": "qbs.transform.rejuvenation",
+        "rejuvenate": "qbs.inference.transform.rejuvenation",
         "render": "qbs.semantics.render",
         "run": "qbs.semantics.run",
         "sample": "qbs.effects",
         "score": "qbs.effects",
-        "tempered": "qbs.transform.tempering",
-        "traced": "qbs.transform.replay",
+        "tempered": "qbs.inference.transform.tempering",
+        "traced": "qbs.inference.transform.replay",
     }
     _SUBMODULES = ("errors", "inference", "models", "validate")
 

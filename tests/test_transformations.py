@@ -9,7 +9,7 @@ from jax import lax
 
 import qbs
 from qbs.errors import ProgramError
-from qbs.transform.resampling import SCHEMES
+from qbs.inference.transform.resampling import SCHEMES
 from qbs.validate import exact, zoo
 
 ZOO = zoo()

@@ -14,8 +14,8 @@ from scipy.stats import binom, multinomial, norm
 import qbs
 from qbs.inference.mcmc import NUTS
 from qbs.inference.method import Method
-from qbs.validate.means import compare_means
-from qbs.validate.uniformity import uniform_band, uniform_p_value
+from qbs.inference.validate.means import compare_means
+from qbs.inference.validate.uniformity import uniform_band, uniform_p_value
 
 # --- exact ---
 

@@ -26,11 +26,11 @@ from jaxtyping import Array, Bool
 from qbs.batches import mask_of
 from qbs.inference.mcmc.kernel import Info, Kernel, State, Target, accept, finite_or_impossible, report
 from qbs.inference.mcmc.trace_target import TraceTarget
+from qbs.inference.transform.replay import Replay, replay
 from qbs.interpreter import Semantics, interpret
 from qbs.jaxprs import open_jaxpr
 from qbs.program import Program, unmasked
 from qbs.semantics.run import run
-from qbs.transform.replay import Replay, replay
 
 Auxiliary = Callable[[Any], Any]
 """Draws by `qbs.sample`, given the position; what it returns is not used."""

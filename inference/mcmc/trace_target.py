@@ -5,8 +5,8 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from qbs.inference.transform.replay import Replay, Weights, log_prob_inside, replay
 from qbs.program import Program
-from qbs.transform.replay import Replay, Weights, log_prob_inside, replay
 
 
 class TraceTarget(eqx.Module):

@@ -22,9 +22,9 @@ from qbs.inference.sites import walk
 from qbs.inference.smc.draws import Draw, draw
 from qbs.inference.smc.random_walk import Walking
 from qbs.inference.smc.split import Split, split
+from qbs.inference.transform.population import population
 from qbs.program import Program
 from qbs.semantics.density import constrain, log_density, unconstrain
-from qbs.transform.population import population
 
 NUM_STARTS = 20  # draws from the prior that a chain chooses its start among
 CAPACITY = 50  # steps a compiled block can hold

@@ -24,14 +24,14 @@ from qbs.inference.smc.islands import (
     run_islands,
 )
 from qbs.inference.smc.settings import require_islands, require_threshold
+from qbs.inference.transform.population import population
+from qbs.inference.transform.replay import traced
+from qbs.inference.transform.resampling import SCHEMES
+from qbs.inference.transform.rolling import rolled
 from qbs.jaxprs import all_names, find_sites
 from qbs.precision import Precision
 from qbs.program import Program
 from qbs.semantics.run import Weighted
-from qbs.transform.population import population
-from qbs.transform.replay import traced
-from qbs.transform.resampling import SCHEMES
-from qbs.transform.rolling import rolled
 
 MIN_ANCESTORS = 100  # effective number of distinct ancestors, as of draws elsewhere
 _REMEDY = "use more particles"

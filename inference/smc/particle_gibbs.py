@@ -31,10 +31,10 @@ from qbs.inference.smc.draws import draw
 from qbs.inference.smc.islands import require_scores
 from qbs.inference.smc.settings import require_names, require_warmup
 from qbs.inference.smc.split import find_parameters, split
+from qbs.inference.transform.conditional import conditional
+from qbs.inference.transform.replay import Replay, replay
 from qbs.jaxprs import find_sites
 from qbs.precision import Precision
-from qbs.transform.conditional import conditional
-from qbs.transform.replay import Replay, replay
 
 _TARGET_ACCEPT = 0.3  # the density is exact here; between the optima for one coordinate and for many
 

@@ -30,12 +30,12 @@ from qbs.inference.smc.islands import (
 from qbs.inference.smc.pmmh import TARGET_ACCEPT, Marginal
 from qbs.inference.smc.settings import require_islands, require_names, require_threshold
 from qbs.inference.smc.split import find_parameters
+from qbs.inference.transform.metropolis import Proposal
+from qbs.inference.transform.population import population
+from qbs.inference.transform.rejuvenation import rejuvenate
 from qbs.precision import Precision
 from qbs.program import Program
 from qbs.semantics.run import Weighted
-from qbs.transform.metropolis import Proposal
-from qbs.transform.population import population
-from qbs.transform.rejuvenation import rejuvenate
 
 _PILOT_WALK = Walk(num_chains=4, scale=None, target_accept=TARGET_ACCEPT)
 _PILOT = Plan("the pilot of SMC2", num_warmup=100, num_draws=100, capacity=CAPACITY)

@@ -13,10 +13,10 @@ from jaxtyping import Array
 from qbs.effects import sample, sample_p, score
 from qbs.errors import ModelError
 from qbs.inference.problem import Problem
+from qbs.inference.transform.replay import traced
 from qbs.interpreter import Semantics, interpret
 from qbs.jaxprs import Jaxpr, cut, effect_names, find_sites, has_effects, open_jaxpr, variables
 from qbs.program import Program
-from qbs.transform.replay import traced
 
 
 class Split(NamedTuple):

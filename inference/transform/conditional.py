@@ -14,6 +14,11 @@ from jaxtyping import Array
 
 from qbs.effects import note_p, sample, sample_p, score_p, unused
 from qbs.errors import ProgramError
+from qbs.inference.transform.population import Cloud, Settings, follow, require_count, walk_particles
+from qbs.inference.transform.replay import Replay, Weights, traced
+from qbs.inference.transform.resampling import SCHEMES
+from qbs.inference.transform.rolling import rolled
+from qbs.inference.transform.suspension import Value, read_all
 from qbs.interpreter import interpret
 from qbs.jaxprs import (
     all_names,
@@ -26,11 +31,6 @@ from qbs.jaxprs import (
     variables,
 )
 from qbs.program import Program
-from qbs.transform.population import Cloud, Settings, follow, require_count, walk_particles
-from qbs.transform.replay import Replay, Weights, traced
-from qbs.transform.resampling import SCHEMES
-from qbs.transform.rolling import rolled
-from qbs.transform.suspension import Value, read_all
 
 
 def conditional(program: Program, num_particles: int, *, ancestor_sampling: bool = False) -> Program:

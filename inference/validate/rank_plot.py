@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from qbs.errors import MissingExtraError
-from qbs.validate.uniformity import uniform_band
+from qbs.inference.validate.uniformity import uniform_band
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from qbs.effects import score
+from qbs.inference.transform.replay import Replay, replay
 from qbs.program import Program
-from qbs.transform.replay import Replay, replay
 
 
 def tempered(program: Program, betas: Any, *, name: str = "temperature") -> Program:

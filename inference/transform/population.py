@@ -19,12 +19,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from qbs.effects import score, score_p, unrecorded, unused
+from qbs.inference.transform.paths import Paths
+from qbs.inference.transform.resampling import SCHEMES, Scheme, multinomial
+from qbs.inference.transform.rolling import rolled
+from qbs.inference.transform.suspension import Value, Walk, evaluate_plain, moving_in_cond, read_all
 from qbs.jaxprs import all_names, bind_equation, open_jaxpr, variables
 from qbs.program import Program, Staged
-from qbs.transform.paths import Paths
-from qbs.transform.resampling import SCHEMES, Scheme, multinomial
-from qbs.transform.rolling import rolled
-from qbs.transform.suspension import Value, Walk, evaluate_plain, moving_in_cond, read_all
 
 
 class Particles(NamedTuple):

@@ -19,6 +19,10 @@ from jaxtyping import Array
 
 from qbs.batches import batched_distribution
 from qbs.effects import resampled, score, unused
+from qbs.inference.transform.metropolis import Moved, Proposal, move
+from qbs.inference.transform.population import require_count, require_scores
+from qbs.inference.transform.replay import Replay, Weights, log_prob_inside, movable_sites
+from qbs.inference.transform.suspension import Place, Value, Walk, evaluate_plain
 from qbs.interpreter import interpret
 from qbs.jaxprs import (
     all_names,
@@ -31,10 +35,6 @@ from qbs.jaxprs import (
     scan_layout,
 )
 from qbs.program import Program, Staged
-from qbs.transform.metropolis import Moved, Proposal, move
-from qbs.transform.population import require_count, require_scores
-from qbs.transform.replay import Replay, Weights, log_prob_inside, movable_sites
-from qbs.transform.suspension import Place, Value, Walk, evaluate_plain
 
 
 def rejuvenate(

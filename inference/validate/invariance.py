@@ -10,9 +10,9 @@ import numpy as np
 import numpyro.distributions as dist
 
 from qbs.effects import sample
+from qbs.inference.validate.exactness import flat_values
 from qbs.program import Program
 from qbs.semantics.enumeration import enumerate as enumerate_program
-from qbs.validate.exactness import flat_values
 
 
 @dataclass(frozen=True, repr=False)

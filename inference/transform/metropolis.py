@@ -19,10 +19,10 @@ from jaxtyping import Array
 
 from qbs.effects import sample, score, unused
 from qbs.errors import ProgramError
+from qbs.inference.transform.population import require_count
+from qbs.inference.transform.replay import Replay, movable_sites, replay
 from qbs.jaxprs import all_names
 from qbs.program import Program
-from qbs.transform.population import require_count
-from qbs.transform.replay import Replay, movable_sites, replay
 
 Proposal = Callable[[dict[str, Array]], Mapping[str, dist.Distribution]]
 """From the present values of the traced sites to the distribution of the new value of each that moves."""

@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from qbs import Particles
+from qbs.inference.transform.population import Particles
+from qbs.inference.validate.means import MeansReport, compare_means
 from qbs.program import Program
 from qbs.semantics.run import run
-from qbs.validate.means import MeansReport, compare_means
 
 
 def properly_weighted(

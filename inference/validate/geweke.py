@@ -9,8 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from qbs.validate.means import MeansReport, compare_means
-from qbs.validate.simulator import LIKELIHOOD, Observed, scalars, simulator
+from qbs.inference.validate.means import MeansReport, compare_means
+from qbs.inference.validate.simulator import LIKELIHOOD, Observed, scalars, simulator
 
 
 def joint(

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from qbs.effects import score
-from qbs.transform.suspension import History, Value
+from qbs.inference.transform.suspension import History, Value
 
 
 class Paths(History):

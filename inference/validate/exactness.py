@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from qbs import Particles
+from qbs.inference.transform.population import Particles
+from qbs.inference.validate.zoo import zoo
 from qbs.program import Program
 from qbs.semantics.enumeration import FiniteMeasure
 from qbs.semantics.enumeration import enumerate as enumerate_program
-from qbs.validate.zoo import zoo
 
 
 @dataclass(frozen=True, repr=False)

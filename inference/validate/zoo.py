@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from qbs import population
 from qbs.effects import sample, score
+from qbs.inference.transform.population import population
 from qbs.program import Program
 
 _OBSERVED = (0.2, 1.1, -0.4)

@@ -4,9 +4,9 @@ from typing import Any
 
 from qbs.effects import sample_p, score, score_p
 from qbs.errors import ProgramError
+from qbs.inference.transform.replay import Replay, replay
 from qbs.jaxprs import all_names
 from qbs.program import Program
-from qbs.transform.replay import Replay, replay
 
 
 def importance(program: Program, proposal: Program) -> Program:

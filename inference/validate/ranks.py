@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array
 
 import qbs
-from qbs.validate.simulator import LIKELIHOOD, Observed, Simulator, scalars, simulator
-from qbs.validate.uniformity import uniform_p_value
+from qbs.inference.validate.simulator import LIKELIHOOD, Observed, Simulator, scalars, simulator
+from qbs.inference.validate.uniformity import uniform_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class CalibrationReport:
         Raises:
             MissingExtraError: If Matplotlib is not installed.
         """
-        from qbs.validate.rank_plot import draw_ranks
+        from qbs.inference.validate.rank_plot import draw_ranks
 
         return draw_ranks(self, list(names or self.ranks))
 

@@ -1,0 +1,1 @@
+"""Inference as transformations: from programs to programs that denote the same measure."""

@@ -1,1 +1,0 @@
-"""Transformations: from programs to programs that denote the same measure."""
