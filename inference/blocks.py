@@ -160,8 +160,10 @@ def run_blocks(
         KeyboardInterrupt: If the run is interrupted before two draws are kept.
     """
     section = plan.method
-    saved = keeper.found(section)
+    saved, most = keeper.found(section), plan.num_draws
     run = Run(state, {}) if saved is None else _restored(saved, state)
+    if (look := _met_at(plan, run)) is not None:
+        run, most = run._replace(is_converged=True), look
     pacer, clock = Pacer(plan.capacity), _Clock()
     try:
         while run.num_steps < plan.num_steps and not run.is_converged:
@@ -188,7 +190,7 @@ def run_blocks(
             ) from None
         return run._replace(is_interrupted=True)
     keeper.keep(section, partial(_saved, run), at_once=True)
-    return _cut(run, plan.num_draws)
+    return _cut(run, most)
 
 
 def run_problems(plan: Plan, run: Run) -> list[str]:
@@ -239,21 +241,30 @@ def _judged(plan: Plan, run: Run) -> Run:
     return run._replace(is_converged=plan.until.is_met(run.draws()[0]))
 
 
+def _met_at(plan: Plan, run: Run) -> int | None:
+    """Return after how many of the draws of a checkpoint the run would have stopped, if it would."""
+    if plan.until is None or not run.parts:
+        return None
+    samples, num_kept, look = run.draws()[0], min(run.num_kept, plan.num_draws), 0
+    while look < num_kept:
+        look = min(_next_look(look), plan.num_draws)
+        if look <= num_kept and plan.until.is_met({name: v[:, :look] for name, v in samples.items()}):
+            return look
+    return None
+
+
 def _saved(run: Run) -> Saved:
     samples, stats = run.draws() if run.parts else ({}, {})
     arrays = pack(run.state)
     arrays |= {f"samples/{name}": values for name, values in samples.items()}
     arrays |= {f"stats/{name}": values for name, values in stats.items()}
-    facts = {"num_steps": run.num_steps, "counts": run.counts, "is_converged": run.is_converged}
-    return Saved(facts, arrays)
+    return Saved({"num_steps": run.num_steps, "counts": run.counts}, arrays)
 
 
 def _restored(saved: Saved, like: Any) -> Run:
     kept = Kept(saved.group("samples/"), saved.group("stats/"), {})
     parts = (kept,) if kept.samples else ()
-    facts = saved.facts
-    state = unpack(saved.arrays, like)
-    return Run(state, facts["counts"], facts["num_steps"], parts, facts["is_converged"])
+    return Run(unpack(saved.arrays, like), saved.facts["counts"], saved.facts["num_steps"], parts)
 
 
 def _cut(run: Run, num_draws: int) -> Run:
@@ -289,7 +300,7 @@ class _Clock:
     def _first(self) -> int:
         return self._marks[0][0]
 
-    def seconds_for(self, num_steps: int) -> float | None:
-        """Return the time that a number of steps will take, if anything is known."""
+    def seconds_for(self, num_steps: int) -> float:
+        """Return the time that a number of steps will take, infinite where nothing is known yet."""
         (first, start), (last, end) = self._marks[0], self._marks[-1]
-        return num_steps * (end - start) / (last - first) if last > first else None
+        return num_steps * (end - start) / (last - first) if last > first else math.inf

@@ -6,6 +6,7 @@ key and from counters in the state, so that a run that goes on draws what it wou
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ _KIND = archive.Kind("qbs checkpoint", 1, "a checkpoint", CheckpointError)
 _SHARE = 0.05  # of the time that may go into writing
 _MAY_DIFFER = ("versions", "device")
 LOG_PROBS = "log_probs"  # the entry of a run's identity with what the model gives at fixed draws
+_EXPLAINS = {  # differences that follow from others
+    "method": ("settings", "precision", "data_sha256", LOG_PROBS),
+    "precision": ("data_sha256", LOG_PROBS),
+    "data_sha256": (LOG_PROBS,),
+}
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,10 @@ class Keeper:
     def _read(self, path: Path) -> None:
         header, arrays = archive.read(path, _KIND)
         found = dict(_differences(header["identity"], self._identity))
-        blocking = [text for name, text in found.items() if name.split(".")[0] not in _MAY_DIFFER]
-        if blocking:
+        if blocking := [name for name in found if _root(name) not in _MAY_DIFFER]:
             raise CheckpointError(
-                f"{path} is of another run: {'; '.join(blocking)}. Name another file, or delete this one to "
-                "start anew"
+                f"{path} is of another run: {_told({name: found[name] for name in blocking})}. Name another "
+                "file, or delete this one to start anew"
             )
         if found:
             self._moved = (
@@ -113,6 +118,13 @@ class Keeper:
     def problems(self) -> list[str]:
         """What a reader of the result must know."""
         return [text for text in (self._moved, self._failure) if text is not None]
+
+    @property
+    def promise(self) -> str:
+        """What to tell a user whose run was interrupted: a sentence after a space, or nothing."""
+        if self._path is None or self._failure is not None or not self._path.exists():
+            return ""
+        return f" The same call goes on from {self._path}."
 
     @property
     def is_on(self) -> bool:
@@ -145,6 +157,12 @@ class Keeper:
             self._write(self._path)
         except OSError as error:
             # The run is worth more than its checkpoint.
+            if self._failure is None:
+                print(
+                    f"qbs: the checkpoint {self._path} could not be written ({error}); the run goes on, and "
+                    "tries again",
+                    file=sys.stderr,
+                )
             self._failure = f"The checkpoint {self._path} could not be written: {error}."
         else:
             self._failure = None
@@ -214,6 +232,24 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
     return [found for place, before, after in pairs for found in _differences(before, after, place)]
 
 
+def _root(name: str) -> str:
+    return name.split(".")[0].split("[")[0]
+
+
+def _told(differences: dict[str, str]) -> str:
+    """Say where two runs differ, without what only follows from what is said."""
+    explained = {root for name in differences for root in _EXPLAINS.get(_root(name), ())}
+    said = []
+    for name, text in differences.items():
+        if (root := _root(name)) == LOG_PROBS:
+            text = f"the model differs at {name.removeprefix(f'{LOG_PROBS}.').split('[')[0]}"
+        if root not in explained:
+            said.append("the data differ" if root == "data_sha256" else text)
+    return "; ".join(dict.fromkeys(said))
+
+
 def _is_close(old: Any, new: Any) -> bool:
     """Whether two log probabilities are the same but for the order of sums."""
-    return bool(np.isclose(old or 0.0, new or 0.0, rtol=1e-4, atol=1e-4, equal_nan=True))
+    if not (isinstance(old, float) and isinstance(new, float)):
+        return False  # a site that is new, or gone
+    return bool(np.isclose(old, new, rtol=1e-4, atol=1e-4, equal_nan=True))

@@ -93,12 +93,18 @@ def fit(
         title = f"{problem.name} {type(method).__name__}"
         with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
             keeper = _keeper(checkpoint, problem, method, record)
-            posterior = method.run(problem, key, line, keeper)
+            try:
+                posterior = method.run(problem, key, line, keeper)
+            except KeyboardInterrupt as interrupt:
+                if not keeper.promise:
+                    raise
+                said = str(interrupt) or f"{title} was interrupted: nothing to return"
+                raise KeyboardInterrupt(f"{said}.{keeper.promise}") from None
     posterior.problems.extend(keeper.problems)
     if problem.is_prior:
         posterior.problems.append(_NOTHING_OBSERVED)
     if posterior.provenance.get("is_interrupted"):
-        print(f"qbs.fit: {problem.name!r}: {posterior.problems[0]}", file=sys.stderr)
+        print(f"qbs.fit: {problem.name!r}: {posterior.problems[0]}{keeper.promise}", file=sys.stderr)
     record |= {"wall_seconds": watch.wall, "compile_seconds": watch.compiling}
     return dataclasses.replace(posterior, provenance=record | posterior.provenance)
 

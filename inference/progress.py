@@ -1,5 +1,6 @@
 """One live line of progress with an ETA, or plain lines where the output is no terminal."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -61,14 +62,14 @@ class ProgressLine:
         Args:
             status: Counts and rates, in words.
             fraction: Done part of the work in [0, 1], or `None` when it is not known.
-            remaining: Seconds left, where more is known than the fraction tells.
+            remaining: Seconds left, where more is known than the fraction tells; infinite before anything is.
         """
         if not self.is_due:
             return
         self._last = time.monotonic()
         if remaining is None and fraction:
             remaining = (self._last - self._start) * (1 - fraction) / fraction
-        eta = "ETA --:--" if remaining is None else f"ETA {_clock(remaining)}"
+        eta = "ETA --:--" if remaining is None or remaining == math.inf else f"ETA {_clock(remaining)}"
         if self._progress is not None:
             self._progress.update(
                 self._task, total=1.0 if fraction else None, completed=fraction or 0.0, status=status, eta=eta

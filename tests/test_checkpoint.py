@@ -121,7 +121,8 @@ def test_an_interrupt_keeps_the_state(key, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("qbs.inference.blocks.Run.num_kept", property(lambda _: 1))
         patch.setattr(Keeper, "is_due", property(interrupt))
-        with pytest.raises(KeyboardInterrupt, match="before it kept a draw"):
+        words = "before it kept a draw: nothing to return. The same call goes on from .*run.checkpoint"
+        with pytest.raises(KeyboardInterrupt, match=words):
             qbs.fit(model, DATA, method=method, key=key, checkpoint=path)
     assert path.exists()
     require_same(qbs.fit(model, DATA, method=method, key=key, checkpoint=path), whole)
@@ -144,6 +145,12 @@ def other_prior(y):
     numpyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
+def other_site(y):
+    mean = numpyro.sample("mean", dist.Normal(0, 2))
+    scale = numpyro.sample("sd", dist.HalfNormal(1))
+    numpyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     path = tmp_path_factory.mktemp("kept") / "run.checkpoint"
@@ -157,17 +164,21 @@ def kept(tmp_path_factory):
     ("change", "words"),
     [
         ({"key": jax.random.key(2)}, r"seed\[1\] was 1 and is 2"),
-        ({"data": DATA + 0.1}, "data_sha256 was"),
+        ({"data": DATA + 0.1}, "another run: the data differ. Name"),
         ({"method": mcmc.NUTS(num_warmup=61, num_draws=20)}, "settings.num_warmup was 60 and is 61"),
         (
             {"method": mcmc.NUTS(num_warmup=60, target_accept=0.9)},
             "settings.target_accept was 0.8 and is 0.9",
         ),
-        ({"method": smc.Tempered()}, "method was 'NUTS' and is 'Tempered'"),
-        ({"precision": "float64"}, "precision was 'float32' and is 'float64'"),
-        ({"model": other_prior, "name": "normal"}, r"log_probs\.mean\[0\] was"),
+        ({"method": smc.Tempered()}, r"method was 'NUTS' and is 'Tempered'\. Name"),
+        ({"precision": "float64"}, r"run: precision was 'float32' and is 'float64'\. Name"),
+        (
+            {"model": other_prior, "name": "normal"},
+            "another run: the model differs at mean; the model differs at y. Name",
+        ),
+        ({"model": other_site, "name": "normal"}, "the model differs at sd"),
     ],
-    ids=["key", "data", "warm-up", "acceptance", "method", "precision", "prior"],
+    ids=["key", "data", "warm-up", "acceptance", "method", "precision", "prior", "site"],
 )
 def test_a_file_of_another_run_is_refused_and_left_alone(kept, change, words):
     given = {"model": normal, "data": DATA, "method": mcmc.NUTS(num_warmup=60, num_draws=20)}
@@ -228,7 +239,7 @@ def test_paths_that_cannot_be(key, tmp_path):
         qbs.Checkpoint(tmp_path / "run", seconds=float("nan"))
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_run(key, tmp_path, monkeypatch):
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(key, tmp_path, monkeypatch, capsys):
     model, method = METHODS["NUTS"]
     whole = qbs.fit(model, DATA, method=method, key=key)
 
@@ -237,8 +248,10 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(key, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(archive, "write", full)
-        found = qbs.fit(model, DATA, method=method, key=key, checkpoint=tmp_path / "run")
+        checkpoint = qbs.Checkpoint(tmp_path / "run", seconds=0.0)
+        found = qbs.fit(model, DATA, method=method, key=key, checkpoint=checkpoint)
     assert "could not be written: [Errno 28] No space left on device" in found.problems[-1]
+    assert capsys.readouterr().err.count("No space left on device); the run goes on") == 1
     found.problems.pop()
     require_same(found, whole)
 
@@ -275,6 +288,28 @@ def test_chains_stop_when_they_have_converged(key):
     assert until.is_met(found.samples)
     earlier = {name: values[:, :100] for name, values in whole.samples.items()}
     assert num_draws == 100 or not until.is_met(earlier)
+
+
+def test_a_run_that_stopped_early_goes_on_to_another_end(key, tmp_path):
+    def run(until, path=None):
+        method = mcmc.NUTS(num_warmup=60, num_draws=600, until=until)
+        return qbs.fit(normal, DATA, method=method, key=key, checkpoint=path)
+
+    early, later = mcmc.Converged(ess=100.0), mcmc.Converged(ess=500.0)
+    path = tmp_path / "run.checkpoint"
+    lengths = []
+    for until in (early, later, early, None):
+        found = run(until, path)
+        np.testing.assert_array_equal(found.samples["mean"], run(until).samples["mean"])
+        lengths.append(found.shape[1])
+    assert lengths[0] == lengths[2] < lengths[1] < lengths[3] == 600
+
+
+def test_what_is_met_at_the_last_draw_is_met_when_it_is_read_again(key, tmp_path):
+    method = mcmc.NUTS(num_warmup=60, num_draws=40, until=mcmc.Converged(r_hat=10.0))
+    for _ in range(2):
+        found = qbs.fit(normal, DATA, method=method, key=key, checkpoint=tmp_path / "run.checkpoint")
+        assert not any("did not reach" in problem for problem in found.problems)
 
 
 def test_chains_that_do_not_get_there_say_so(key):

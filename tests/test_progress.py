@@ -1,6 +1,7 @@
 """The line of progress: on a terminal, on none, and switched off."""
 
 import io
+import math
 import re
 from contextlib import redirect_stderr
 
@@ -92,6 +93,13 @@ def test_the_time_left_is_proportional(clock, stderr, elapsed, fraction, eta):
         clock.now += elapsed
         line.update("s", fraction)
     assert stderr.getvalue().rstrip().endswith(f"ETA {eta}")
+
+
+def test_before_anything_is_known_there_is_no_time_left(clock, stderr):
+    with redirect_stderr(stderr), ProgressLine("model NUTS", show=True) as line:
+        clock.now += 20
+        line.update("1 draw", 1e-4, math.inf)
+    assert stderr.getvalue().rstrip().endswith("ETA --:--")
 
 
 def test_switched_off_on_a_terminal(clock, terminal):
