@@ -4,11 +4,15 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from numpyro import handlers
-from numpyro.infer.util import compute_log_probs
+
+from qbs.effects import score_p
+from qbs.inference.sites import walk
+from qbs.jaxprs import all_names, find_sites
+from qbs.program import reify
 
 LIKELIHOOD = "log likelihood"
 Observed = str | Collection[str] | Mapping[str, str]
@@ -23,15 +27,16 @@ class Simulator(NamedTuple):
 
     def draw(self, key: Array, parameters: Mapping[str, Any]) -> tuple[dict, dict]:
         """Draw parameters from the prior, but for those that are given, and data from the likelihood."""
-        model = handlers.seed(handlers.substitute(self.model, dict(parameters)), key)
-        sites = handlers.trace(model).get_trace(*self.arguments)
-        values = {name: site["value"] for name, site in sites.items() if site["type"] == "sample"}
-        if fixed := [name for name in values if sites[name]["is_observed"]]:
+        program = reify(self.model)
+        jaxpr = program.stage(*self.arguments).jaxpr
+        sites = list(find_sites(jaxpr))
+        if fixed := sorted(all_names(jaxpr, (score_p,)).difference(sites)):
             raise ValueError(f"the model observes {fixed} without data: data cannot be drawn from it")
-        if missing := [name for name in self.places if name not in values]:
-            raise ValueError(f"observed names {missing}; the model's sites are {', '.join(values)}")
-        data = {name: values.pop(name) for name in self.places}
-        return values, data
+        if missing := [name for name in self.places if name not in sites]:
+            raise ValueError(f"observed names {missing}; the model's sites are {', '.join(sites)}")
+        trace = walk(program, self.arguments, key, parameters).trace
+        data = {name: trace[name] for name in self.places}
+        return {name: trace[name] for name in sites if name not in data}, data
 
     def with_data(self, data: Mapping[str, Any]) -> tuple:
         """Return the model's arguments, the data among them."""
@@ -40,7 +45,7 @@ class Simulator(NamedTuple):
 
     def log_likelihood(self, parameters: Mapping[str, Any], data: Mapping[str, Any]) -> Array:
         """Return the log density of the data given all parameters."""
-        log_probs, _ = compute_log_probs(self.model, self.with_data(data), {}, dict(parameters))
+        log_probs = walk(reify(self.model), self.with_data(data), jax.random.key(0), parameters).log_probs
         return jnp.sum(jnp.stack([log_probs[name] for name in self.places]))
 
 
