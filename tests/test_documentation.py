@@ -1,9 +1,13 @@
 """What the README and the guides show runs, from the first block of each page to the last."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from qbs.inference import mcmc, nested, smc
+from qbs.inference.method import Method
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -12,12 +16,19 @@ PAGES = [
     pytest.param("docs/guides/prove_your_sampler.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/compare.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
+    "docs/guides/long_runs.md",
     "docs/methods/chains.md",
     "docs/methods/tempered.md",
     *(
         pytest.param(f"docs/methods/{name}.md", marks=pytest.mark.slow)
-        for name in ("particle_filter", "pmmh", "particle_gibbs", "smc2")
+        for name in ("particle_filter", "pmmh", "particle_gibbs", "resample_move", "smc2")
     ),
+]
+METHODS = [
+    value
+    for package in (mcmc, nested, smc)
+    for value in vars(package).values()
+    if isinstance(value, type) and issubclass(value, Method)
 ]
 
 
@@ -29,3 +40,15 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     names: dict = {"__name__": page}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_setting_stands_in_the_table_of_its_page(method):
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.__name__).lower()
+    text = (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\|", text.split("## Settings")[1].split("\n## ")[0], re.M)
+    wanted = {
+        field.name: "" if field.default is dataclasses.MISSING else repr(field.default).replace("'", '"')
+        for field in dataclasses.fields(method)
+    }
+    assert {setting: default.strip("`") for setting, default in rows} == wanted
