@@ -49,7 +49,7 @@ def cosmology(
     example: Annotated[bool, typer.Option("--example", help="Print a commented run file and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Fit again what an earlier run of this file finished.")
+        bool, typer.Option("--fresh", help="Fit again what an earlier run of this file finished or began.")
     ] = False,
 ) -> None:
     """Fit cosmological models to survey data: posterior, evidence, chains and figures.
@@ -98,8 +98,8 @@ def _one_sentence() -> Iterator[None]:
     except (QbsError, OSError) as error:
         print(f"qbs: {error}", file=sys.stderr)
         raise typer.Exit(_BAD_INPUT) from None
-    except KeyboardInterrupt:
-        print("qbs: interrupted before there was anything to keep", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"qbs: {str(interrupt) or 'interrupted before there was anything to keep'}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
 
 

@@ -71,14 +71,14 @@ def carry_out(
     """Fit the models of a run file and write everything to its output folder.
 
     Each posterior is saved as soon as it is there. Run again with the same settings, models that are
-    already finished are read instead of fitted.
+    already finished are read instead of fitted, and one that was stopped goes on from its checkpoint.
 
     Args:
         run_file: The settings.
         problems: What `analyses` returns for it.
         tell: Called with each sentence for the user.
         progress: Whether to show progress; by default on a terminal.
-        fresh: Fit again what an earlier run has finished.
+        fresh: Fit again what an earlier run has finished or begun.
 
     Returns:
         The result of each model, complete or interrupted; a Ctrl-C ends the run after the model that it
@@ -97,17 +97,29 @@ def carry_out(
         if posterior is not None:
             tell(f"{name}: already fitted with these settings, read from {path} (--fresh fits it again)")
         else:
-            posterior = _fit(run_file, analysis, fingerprint, progress=progress)
+            checkpoint = folder / f"{name}.{fingerprint[:8]}.checkpoint"
+            if fresh:
+                checkpoint.unlink(missing_ok=True)
+            elif checkpoint.exists():
+                tell(f"{name}: going on from {checkpoint} (--fresh starts anew)")
+            posterior = _fit(run_file, analysis, fingerprint, checkpoint, progress=progress)
             posterior.save(path)
+            if not posterior.provenance.get("is_interrupted"):
+                checkpoint.unlink(missing_ok=True)
         results[name] = ModelResult(name, analysis, posterior)
         if posterior.provenance.get("is_interrupted"):
-            tell(f"{name}: interrupted; what was done is kept in {path}, to be read with qbs.load")
+            tell(
+                f"{name}: interrupted; what was done is kept in {path}, to be read with qbs.load; the same "
+                "command goes on from there"
+            )
             break
     _write(run_file, results, tell)
     return results
 
 
-def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, *, progress: bool | None) -> Posterior:
+def _fit(
+    run_file: RunFile, analysis: Analysis, fingerprint: str, checkpoint: Path, *, progress: bool | None
+) -> Posterior:
     posterior = fit(
         analysis.numpyro_model,
         name=analysis.model,
@@ -115,6 +127,7 @@ def _fit(run_file: RunFile, analysis: Analysis, fingerprint: str, *, progress: b
         key=jax.random.key(run_file.seed),
         precision="float64",
         progress=progress,
+        checkpoint=checkpoint,
     )
     posterior.provenance.update(run_fingerprint=fingerprint)
     return posterior

@@ -203,7 +203,9 @@ def test_ctrl_c_keeps_what_was_done_and_the_next_run_goes_on(tmp_path):
         assert partial.problems[0].startswith("Interrupted after")
         assert "interrupted; what was done is kept in" in output
         assert json.loads((tmp_path / "out" / "results.json").read_text())["models"]["CPL"]["problems"]
+    has_begun = bool(list((tmp_path / "out").glob("CPL.*.checkpoint")))
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "LCDM: already fitted with these settings" in again.stdout
-    assert "CPL: already fitted" not in again.stdout
+    assert ("CPL: going on from" in again.stdout) == has_begun
     assert again.returncode == 0, again.stdout + again.stderr
+    assert not list((tmp_path / "out").glob("*.checkpoint"))
