@@ -10,6 +10,7 @@ from qbs.inference import mcmc, nested, smc
 from qbs.inference.method import Method
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("qbs", "inference", "models")
 PAGES = [
     "README.md",
     "docs/guides/programs.md",
@@ -17,6 +18,7 @@ PAGES = [
     pytest.param("docs/guides/compare.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
     "docs/guides/long_runs.md",
+    "docs/architecture.md",
     "docs/methods/chains.md",
     "docs/methods/tempered.md",
     *(
@@ -52,3 +54,20 @@ def test_every_setting_stands_in_the_table_of_its_page(method):
         for field in dataclasses.fields(method)
     }
     assert {setting: default.strip("`") for setting, default in rows} == wanted
+
+
+def test_every_module_stands_in_the_table_of_the_architecture():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf8")
+    listed = set()
+    for row in re.findall(r"^\| (`\w+/.*?) \|", text.split("Module by module")[1], re.M):
+        first, *others = re.findall(r"`(.+?)`", row)
+        listed |= {first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)}
+    assert not [name for name in listed if not (ROOT / name).exists()]
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py" and not any(parent.is_symlink() for parent in path.parents)
+    }
+    folders = tuple(name for name in listed if name.endswith("/"))
+    assert sorted(name for name in modules if name not in listed and not name.startswith(folders)) == []
