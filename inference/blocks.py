@@ -1,10 +1,8 @@
 """The loop that all chains share: blocks of steps, with progress, interrupts, checkpoints and early stops."""
 
 import math
-import time
-from collections import deque
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,10 +13,8 @@ from jaxtyping import Array
 
 from qbs.inference.checkpoint import Keeper, Saved, pack, unpack
 from qbs.inference.method import Pacer
-from qbs.inference.progress import ProgressLine
+from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.diagnostics import chain_statistics, is_constant, scalars
-
-_WINDOW = 0.5  # the share of the steps so far that tells how long the others will take
 
 
 class Converged(eqx.Module):
@@ -69,6 +65,7 @@ class Plan(NamedTuple):
         capacity: Steps that a compiled block can hold.
         thinning: Steps for each draw.
         until: When to stop before.
+        is_all: Whether the method is done with it, so that it knows how much is left.
     """
 
     method: str
@@ -77,6 +74,7 @@ class Plan(NamedTuple):
     capacity: int
     thinning: int = 1
     until: Converged | None = None
+    is_all: bool = True
 
     @property
     def num_steps(self) -> int:
@@ -164,7 +162,7 @@ def run_blocks(
     run = Run(state, {}) if saved is None else _restored(saved, state)
     if (look := _met_at(plan, run)) is not None:
         run, most = run._replace(is_converged=True), look
-    pacer, clock = Pacer(plan.capacity), _Clock()
+    pacer, pace = Pacer(plan.capacity), Pace()
     try:
         while run.num_steps < plan.num_steps and not run.is_converged:
             length = pacer.next_length(_next_stop(plan, run) - run.num_steps)
@@ -174,14 +172,13 @@ def run_blocks(
             pacer.finish()
             kept = read(block, length, _kept_steps(plan, run.num_steps, length))
             run = _judged(plan, run.after(state, length, kept))
-            clock.note(run.num_steps)
+            pace.note(run.num_steps)
             keeper.keep(section, partial(_saved, run))
             if line.is_due:
-                line.update(
-                    f"{_phase(plan, run)}, {say(run, kept)}",
-                    run.num_steps / plan.num_steps,
-                    clock.seconds_for(plan.num_steps - run.num_steps),
-                )
+                words = f"{_phase(plan, run)}, {say(run, kept)}"
+                left = plan.num_steps - run.num_steps
+                known = (run.num_steps / plan.num_steps, pace.seconds_for(left)) if plan.is_all else ()
+                line.update(words, *known)
     except KeyboardInterrupt:
         keeper.keep(section, partial(_saved, run), at_once=True)
         if run.num_kept < 2:
@@ -281,26 +278,3 @@ def _length(kept: Kept) -> int:
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-
-class _Clock:
-    """Tells from the later half of the steps so far how long others will take."""
-
-    def __init__(self) -> None:
-        self._marks: deque[tuple[int, float]] = deque()
-
-    def note(self, num_steps: int) -> None:
-        """Note that a number of steps is done; the first block, which compiles, teaches nothing."""
-        self._marks.append((num_steps, time.perf_counter()))
-        start = num_steps - _WINDOW * (num_steps - self._first)
-        while len(self._marks) > 2 and self._marks[1][0] < start:
-            self._marks.popleft()
-
-    @cached_property
-    def _first(self) -> int:
-        return self._marks[0][0]
-
-    def seconds_for(self, num_steps: int) -> float:
-        """Return the time that a number of steps will take, infinite where nothing is known yet."""
-        (first, start), (last, end) = self._marks[0], self._marks[-1]
-        return num_steps * (end - start) / (last - first) if last > first else math.inf

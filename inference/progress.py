@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
 _LIVE_INTERVAL = 0.1
+_WINDOW = 0.5  # the share of the work so far that tells how long the rest will take
 
 
 class ProgressLine:
@@ -83,3 +85,25 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Pace:
+    """Tells from the later half of the work so far, in any unit, how long the rest will take."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float]] = deque()
+        self._first: float | None = None
+
+    def note(self, done: float | int) -> None:
+        """Note that so much is done; what came before the first note, compiling, teaches nothing."""
+        if self._first is None:
+            self._first = done
+        self._marks.append((done, time.monotonic()))
+        start = done - _WINDOW * (done - self._first)
+        while len(self._marks) > 2 and self._marks[1][0] < start:
+            self._marks.popleft()
+
+    def seconds_for(self, left: float | int) -> float:
+        """Return the time that so much work will take, infinite where nothing is known yet."""
+        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        return left * (end - start) / (last - first) if last > first else math.inf

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 import pytest
 
 from qbs.inference import progress
-from qbs.inference.progress import ProgressLine
+from qbs.inference.progress import Pace, ProgressLine
 
 
 class _Terminal(io.StringIO):
@@ -150,3 +150,19 @@ def test_the_terminal_is_given_back_after_an_exception(clock, terminal):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "\x1b[?25h" in terminal.getvalue()  # the cursor is shown again
+
+
+def test_the_pace_is_that_of_the_later_half(clock):
+    pace = Pace()
+    clock.now += 100  # compiling
+    pace.note(1)
+    assert pace.seconds_for(9) == float("inf")
+    for done in (2, 3, 4, 5):
+        clock.now += 10
+        pace.note(done)
+    assert pace.seconds_for(5) == pytest.approx(50)
+    for done in range(6, 14):
+        clock.now += 1
+        pace.note(done)
+    assert pace.seconds_for(1) == pytest.approx(1)
+    assert pace.seconds_for(0) == 0

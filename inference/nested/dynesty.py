@@ -17,7 +17,7 @@ from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.problem import Problem
-from qbs.inference.progress import ProgressLine
+from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.diagnostics import weight_problems
 from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
@@ -239,6 +239,7 @@ class _Reporter:
 
     def __init__(self, line: ProgressLine, cube: CubeProblem, num_live: int, dlogz: float):
         self._line, self._cube, self._num_live, self._dlogz = line, cube, num_live, dlogz
+        self._pace = Pace()
         self.remaining = math.inf  # nats of log evidence that the live points may still add
 
     def __call__(
@@ -247,11 +248,14 @@ class _Reporter:
         if add_live_it is not None:
             return
         self.remaining = float(result.delta_logz)
+        self._pace.note(iteration)
         if self._line.is_due and iteration > 1:  # the first has no evidence to speak of
+            left = self._remaining_iterations(result)
             self._line.update(
                 f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
                 f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
-                iteration / (iteration + self._remaining_iterations(result)),
+                iteration / (iteration + left),
+                self._pace.seconds_for(left),
             )
 
     def _remaining_iterations(self, result: Any) -> float:

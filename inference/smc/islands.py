@@ -14,7 +14,7 @@ from qbs.effects import score_p
 from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.checkpoint import Keeper, Saved
 from qbs.inference.problem import Problem, nonfinite_data
-from qbs.inference.progress import ProgressLine
+from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.posterior import to_numpy
 from qbs.jaxprs import inner_jaxprs, open_jaxpr
 from qbs.semantics.run import Weighted
@@ -65,14 +65,17 @@ def run_islands(
         LikelihoodError: If a score is NaN or infinite, or the weights are zero on every island; it names the
             score.
     """
-    done = _restored(keeper)
+    done, pace = _restored(keeper), Pace()
     is_interrupted = False
     try:
         while (number := len(done)) < len(keys):
             done = (*done, _as_island(jax.block_until_ready(run_one(keys[number]))))
             keeper.keep(_SECTION, partial(_saved, done))
+            pace.note(number + 1)
             if line.is_due:
-                line.update(f"island {number + 1} of {len(keys)}", (number + 1) / len(keys))
+                left = len(keys) - number - 1
+                words = f"island {number + 1} of {len(keys)}"
+                line.update(words, (number + 1) / len(keys), pace.seconds_for(left))
     except KeyboardInterrupt:
         if len(done) < 2:
             keeper.keep(_SECTION, partial(_saved, done), at_once=True)

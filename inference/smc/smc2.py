@@ -38,7 +38,7 @@ from qbs.program import Program
 from qbs.semantics.run import Weighted
 
 _PILOT_WALK = Walk(num_chains=4, scale=None, target_accept=TARGET_ACCEPT)
-_PILOT = Plan("the pilot of SMC2", num_warmup=100, num_draws=100, capacity=CAPACITY)
+_PILOT = Plan("the pilot of SMC2", num_warmup=100, num_draws=100, capacity=CAPACITY, is_all=False)
 _DEGREES = (
     3.0  # of freedom of the random walk: heavy tails, for the wide posteriors of the first observations
 )

@@ -16,7 +16,7 @@ from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import require_positive
 from qbs.inference.problem import Problem, nonfinite_data
-from qbs.inference.progress import ProgressLine
+from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.posterior import Posterior, to_numpy
 from qbs.inference.sites import is_improper, walk
 from qbs.inference.smc.islands import MAX_SPREAD, combined_evidence, path_log_weights
@@ -74,18 +74,31 @@ def travel(
     cloud = _draw(problem.bound, start_key, method.num_particles, num_portions, method.chunk_size)
     _require_usable(problem, cloud)
     journey = Journey(problem.bound, method, num_portions, key)
-    here = journey.restored(keeper.found(_SECTION), cloud)
+    here, pace = journey.restored(keeper.found(_SECTION), cloud), Pace()
     try:
         while not journey.is_over(here):
             here = journey.next(here)
             keeper.keep(_SECTION, partial(journey.saved, here))
+            done = _stages_done(method, here)
+            pace.note(done)
             if line.is_due:
-                line.update(journey.said(here), journey.fraction(here))
+                fraction = journey.fraction(here)
+                left = len(here.stages) / fraction - done
+                line.update(journey.said(here), done / (done + left), pace.seconds_for(left))
     except KeyboardInterrupt:
         keeper.keep(_SECTION, partial(journey.saved, here), at_once=True)
         raise
     keeper.keep(_SECTION, partial(journey.saved, here), at_once=True)
     return _posterior(problem, method, here), here
+
+
+def _stages_done(method: Settings, here: Here) -> float:
+    """Return how many stages are done; of the last, the share of the rounds that it is likely to need."""
+    *before, done = here.rounds
+    needed = here.needed
+    if method.chain_length is None and needed == method.max_rounds:  # not known yet
+        needed = max(before[-1] if before else 0, 2 * (done + 1))
+    return len(before) + min(done / needed, 1.0)
 
 
 def _posterior(problem: Problem, method: Settings, here: Here) -> Posterior:
