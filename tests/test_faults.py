@@ -7,7 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import binom, multivariate_normal
 
 import qbs
 from qbs.inference import mcmc
@@ -223,6 +223,31 @@ def learnt(inner):
         adapted = inner.adapt_state
         kept |= {"step_size": adapted.step_size, "inverse_mass": jax.tree.leaves(adapted.inverse_mass_matrix)}
     return kept
+
+
+WALK = mcmc.RandomWalk(num_warmup=300)
+
+
+@pytest.mark.parametrize(
+    ("step", "least"),
+    [
+        (WALK, 300),
+        (mcmc.repeat(WALK, 7), 43),
+        (mcmc.cycle(mcmc.on_sites(mcmc.Slice(num_warmup=200), ["x"]), mcmc.RandomWalk()), 200),
+        (mcmc.mixture(WALK, mcmc.RandomWalk()), 727),
+        (mcmc.RandomWalk(), 0),
+    ],
+)
+def test_chains_refuse_kernels_that_would_adapt_while_they_draw(step, least):
+    assert mcmc.Chains(step, num_warmup=least).num_warmup == least
+    if least:
+        with pytest.raises(ValueError, match=f"num_warmup must be {least} or more, not {least - 1}"):
+            mcmc.Chains(step, num_warmup=least - 1)
+
+
+def test_how_long_a_kernel_in_a_mixture_adapts():
+    """In 727 steps a fair coin shows heads 300 times, but once in a million times; 726 are too few."""
+    assert binom.cdf(299, 727, 0.5) < 1e-6 < binom.cdf(299, 726, 0.5)
 
 
 # --- two nested models: one mean, or one for each half ---

@@ -13,6 +13,7 @@ from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
+from qbs.inference.mcmc.combinators import steps_to_adapt
 from qbs.inference.mcmc.kernel import Info, Kernel, State
 from qbs.inference.mcmc.trace_target import TraceTarget
 from qbs.inference.method import Method, require_positive
@@ -39,7 +40,7 @@ class Chains(Method):
     Each chain starts at a draw from the prior. Where every site has a gradient, `NUTS` is the better choice.
 
     Attributes:
-        kernel: What makes a step. The `num_warmup` of a kernel that adapts must not be above the chains'.
+        kernel: What makes a step. A kernel that adapts must be done with it in the chains' `num_warmup`.
         num_chains: Number of chains; four or more let R-hat judge them.
         num_warmup: Steps of each chain that are not kept.
         num_draws: Draws kept from each chain.
@@ -65,6 +66,11 @@ class Chains(Method):
         require_positive(self, "num_chains", "num_draws", "thinning", whole=True)
         if isinstance(self.num_warmup, bool) or not isinstance(self.num_warmup, int) or self.num_warmup < 0:
             raise ValueError(f"Chains: num_warmup must be a whole number from 0 up, not {self.num_warmup!r}")
+        if (least := steps_to_adapt(self.kernel)) > self.num_warmup:
+            raise ValueError(
+                f"Chains: num_warmup must be {least} or more, not {self.num_warmup}: the kernel adapts so "
+                "long, and draws of a chain that still adapts are not from the posterior"
+            )
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run all chains; see `Method.run`."""

@@ -71,6 +71,30 @@ def on_sites(kernel: Kernel, sites: Collection[str]) -> Kernel:
     return _OnSites(kernel, tuple(dict.fromkeys(sites)))
 
 
+def steps_to_adapt(kernel: Kernel) -> int:
+    """Return after how many steps no kernel in this one adapts any more.
+
+    Those of a mixture are chosen at random: theirs is the number that suffices but once in a million times.
+    """
+    if isinstance(kernel, _Cycle):
+        return max(map(steps_to_adapt, kernel.kernels))
+    if isinstance(kernel, _Mixture):
+        shares = np.asarray(kernel.weights) / sum(kernel.weights)
+        return max(map(_steps_with, map(steps_to_adapt, kernel.kernels), shares))
+    if isinstance(kernel, _Repeat):
+        return -(-steps_to_adapt(kernel.kernel) // kernel.num_steps)
+    if isinstance(kernel, _OnSites):
+        return steps_to_adapt(kernel.kernel)
+    return getattr(kernel, "num_warmup", 0)
+
+
+def _steps_with(number: int, share: float) -> int:
+    """Return in how many steps something is done a number of times that happens in a share of them."""
+    from scipy import stats
+
+    return number + int(stats.nbinom.isf(1e-6, number, share)) if number and share < 1 else number
+
+
 def _require_kernels(name: str, kernels: Sequence[Any]) -> tuple[Kernel, ...]:
     if not kernels:
         raise ValueError(f"{name} needs at least one kernel")
