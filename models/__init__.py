@@ -1,4 +1,4 @@
-"""Models and applications: cosmology, state spaces, change-points.
+"""Models and applications: cosmology, state spaces, change-points, mixtures, variable selection.
 
 Subpackages are imported on first use.
 """
@@ -6,12 +6,14 @@ Subpackages are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["change_point", "cosmology", "state_space"]
+__all__ = ["change_point", "cosmology", "mixture", "state_space", "variable_selection"]
 
 if TYPE_CHECKING:
     from qbs.models import change_point as change_point
     from qbs.models import cosmology as cosmology
+    from qbs.models import mixture as mixture
     from qbs.models import state_space as state_space
+    from qbs.models import variable_selection as variable_selection
 else:
 
     def __getattr__(name: str) -> Any:
