@@ -95,7 +95,13 @@ def kill_after(monkeypatch, num_writes):
     monkeypatch.setattr(archive, "write", write_and_die)
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One of each kind of loop; the others are killed for real by the slow tests.
+FAST = ("Chains", "Dynesty", "Tempered", "ParticleFilter")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(name, key, tmp_path, monkeypatch):
     model, method = METHODS[name]
     path = tmp_path / "run.checkpoint"

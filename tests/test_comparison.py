@@ -674,21 +674,21 @@ def test_loo_needs_the_data_of_the_fit():
         qbs.loo(posterior, _conjugate, OBSERVED + 1)
 
 
-def test_loo_of_a_fit(key):
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+def test_loo_of_a_fit(precision, key):
     """The fingerprint is found again in the precision of the fit, float32 or float64."""
-    for precision in ("float32", "float64"):
-        fit = qbs.fit(
-            _conjugate,
-            OBSERVED,
-            method=NUTS(num_chains=2, num_warmup=100, num_draws=200),
-            key=key,
-            progress=False,
-            precision=precision,
-        )
-        score = qbs.loo(fit, _conjugate, OBSERVED)
-        error = _error_of_elpd(OBSERVED, fit.samples["mean"].astype(float))
-        # Correlated draws: the effective size is at least a quarter of their number.
-        assert abs(score.elpd - _exact(OBSERVED).sum()) < 4 * 2 * error
+    fit = qbs.fit(
+        _conjugate,
+        OBSERVED,
+        method=NUTS(num_chains=2, num_warmup=100, num_draws=200),
+        key=key,
+        progress=False,
+        precision=precision,
+    )
+    score = qbs.loo(fit, _conjugate, OBSERVED)
+    error = _error_of_elpd(OBSERVED, fit.samples["mean"].astype(float))
+    # Correlated draws: the effective size is at least a quarter of their number.
+    assert abs(score.elpd - _exact(OBSERVED).sum()) < 4 * 2 * error
 
 
 def test_what_loo_refuses():

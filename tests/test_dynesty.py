@@ -99,7 +99,12 @@ _CASES = {
 }
 
 
-@pytest.mark.parametrize("name", _CASES)
+_FAST = ("normal-normal", "linear regression")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in _FAST else pytest.param(name, marks=pytest.mark.slow) for name in _CASES]
+)
 def test_evidence_in_closed_form(name, key):
     model, data, truth = _CASES[name]
     posterior = qbs.fit(model, *data, method=FAST, key=key)
@@ -125,6 +130,7 @@ def _flat(case):
     return model, *data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sd", "width", "dim"), [(1.0, 20.0, 2), (0.1, 2.0, 3), (1.0, 20.0, 5)], ids=["2", "3", "5"]
 )
@@ -138,6 +144,7 @@ def test_gaussian_in_a_box(sd, width, dim, key):
     assert posterior.samples["x"].shape[2:] == (dim,)
 
 
+@pytest.mark.slow
 def test_two_modes_far_apart_keep_their_weights(key):
     def log_likelihood(p):
         modes = jnp.log(jnp.array([0.25, 0.75])) + jnp.stack(
@@ -180,6 +187,7 @@ def test_discrete_sites_and_plateaus(key):
     assert posterior.samples["rain"].dtype.kind == "i"
 
 
+@pytest.mark.slow
 def test_ten_dimensions_use_a_random_walk(key):
     def model():
         x = numpyro.sample("x", dist.Normal(0, 1).expand([10]).to_event(1))

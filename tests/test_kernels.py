@@ -134,7 +134,13 @@ CONTINUOUS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTINUOUS)
+# Of those that compile long; the others check the same machinery.
+SLOW = ("no U-turn", "blocks", "slice", "random walk, adapted", "elliptical slice")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CONTINUOUS]
+)
 def test_moments_of_a_gaussian(name, key):
     """Chains start in the target; the spread of means is known from the chains themselves."""
     kernel, num_chains, num_steps, num_warmup = CONTINUOUS[name], 64, 700, 300

@@ -176,7 +176,7 @@ def test_population_keeps_the_measure_exactly(name, threshold):
     assert report.max_difference <= 1e-12
 
 
-@pytest.mark.parametrize("num_particles", [1, 2, 3])
+@pytest.mark.parametrize("num_particles", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_collapse_and_named_suspension_points(num_particles):
     for at in (None, ["y1"], []):
         report = qbs.validate.exact(

@@ -195,7 +195,9 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("model", SHAPES)
-@pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-6), (True, 1e-12)])
+@pytest.mark.parametrize(
+    ("x64", "tolerance"), [pytest.param(False, 1e-6, marks=pytest.mark.slow), (True, 1e-12)]
+)
 def test_unconstrained_density_is_numpyros(model, x64, tolerance, key):
     with jax.enable_x64(x64):
         y = jnp.asarray(Y)

@@ -341,7 +341,10 @@ def require_posterior(posterior, ys):
     assert posterior.samples["phi"].dtype == np.float64
 
 
-@pytest.mark.parametrize("method", [MARGINAL, GIBBS], ids=["PMMH", "ParticleGibbs"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(MARGINAL, marks=pytest.mark.slow, id="PMMH"), pytest.param(GIBBS, id="ParticleGibbs")],
+)
 def test_chains_against_quadrature(method, key, compile_events):
     posterior = qbs.fit(unknown_coefficient, YS, method=method, key=key)
     require_posterior(posterior, YS)

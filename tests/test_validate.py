@@ -380,7 +380,7 @@ class ClosedForm(Method):
         return qbs.Posterior(samples, np.zeros((3, 33)) if self.is_weighted else None)
 
 
-@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("is_weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_calibration_by_a_method_of_fit(key, is_weighted):
     report = calibrate(ClosedForm(is_weighted=is_weighted), key, num_datasets=40, num_draws=33, thin=3)
     assert report.ok, report
