@@ -156,7 +156,7 @@ class Mixture(eqx.Module):
         return y
 
 
-def law_of(count: Array, weight: Array, mean: Array, precision: Array) -> dist.MixtureGeneral:
+def law_of(count: Array, weight: Array, mean: Array, precision: Array) -> dist.MixtureSameFamily:
     """Return the mixture with the first `count` of the components, as a distribution of one observation."""
     logits = jnp.where(jnp.arange(weight.shape[-1]) < count, jnp.log(weight), -jnp.inf)
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(mean, precision**-0.5))

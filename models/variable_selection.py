@@ -150,7 +150,7 @@ class VariableSelection(eqx.Module):
             size = jnp.sum(state["included"])
             return {"share": dist.Beta(1.0 + size, 1.0 + num_predictors - size)}
 
-        kernels = [mcmc.Gibbs({"included": [0, 1]})]
+        kernels: list[mcmc.Kernel] = [mcmc.Gibbs({"included": jnp.arange(2)})]
         if num_predictors > 1:
             kernels.append(mcmc.repeat(mcmc.green(choose, exchanged), num_predictors))
         if self.inclusion is None:
@@ -284,7 +284,7 @@ def _fit(
     log_evidence -= freedom * jnp.log(2 * jnp.pi) + 0.5 * jnp.log(y.size)
     if model.slab == "g":
         log_evidence = jnp.where(size < y.size - 1, log_evidence, -jnp.inf)
-    return _Fit(log_evidence, coefficients, root / jnp.sqrt(shrinkage), shape, scale)
+    return _Fit(log_evidence, coefficients, root / jnp.sqrt(shrinkage), jnp.asarray(shape), scale)
 
 
 @eqx.filter_jit

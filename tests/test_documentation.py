@@ -17,6 +17,7 @@ PAGES = [
     pytest.param("docs/guides/prove_your_sampler.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/compare.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
+    pytest.param("docs/guides/unknown_dimension.md", marks=pytest.mark.slow),
     "docs/guides/long_runs.md",
     "docs/architecture.md",
     "docs/methods/chains.md",
