@@ -28,7 +28,7 @@ class Converged(eqx.Module):
         r_hat: Greatest R-hat.
     """
 
-    ess: float | None = eqx.field(static=True, default=None)
+    ess: float | int | None = eqx.field(static=True, default=None)
     r_hat: float | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
