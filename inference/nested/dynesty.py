@@ -27,6 +27,7 @@ from qbs.precision import Precision
 _MAX_UNIFORM_DIM = 9
 # Warnings of dynesty that a run is slow, or was stopped: the one is no reason to doubt it, the other is said.
 _NO_PROBLEM = ("inefficient", "stopped short")
+_CALLS_IN_BOUNDS = 2.5  # for an iteration, by uniform draws from the ellipsoids, as long as none is made
 _MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
 
 
@@ -82,7 +83,7 @@ class Dynesty(Method):
         with warnings.catch_warnings(record=True) as caught, cube.calls.kept():
             warnings.simplefilter("always")
             sampler = self._sampler(cube, key)
-            reporter = _Reporter(line, cube, self.num_live, self.dlogz)
+            reporter = _Reporter(line, cube, sampler, self)
             try:
                 sampler.run_nested(
                     dlogz=self.dlogz, maxcall=self.max_calls, save_bounds=False, print_func=reporter
@@ -237,9 +238,12 @@ class _BatchedUniform(UniformBoundSampler):
 class _Reporter:
     """Turns dynesty's report of an iteration into a line of progress with an ETA."""
 
-    def __init__(self, line: ProgressLine, cube: CubeProblem, num_live: int, dlogz: float):
-        self._line, self._cube, self._num_live, self._dlogz = line, cube, num_live, dlogz
-        self._pace = Pace()
+    def __init__(self, line: ProgressLine, cube: CubeProblem, sampler: Any, method: Dynesty):
+        self._line, self._cube, self._sampler = line, cube, sampler
+        self._num_live, self._dlogz = method.num_live, method.dlogz
+        is_uniform = isinstance(sampler.internal_sampler, _BatchedUniform)
+        self._calls_in_bounds = _CALLS_IN_BOUNDS if is_uniform else 20 + cube.dim  # dynesty's steps of a walk
+        self._pace, self._is_in_bounds = Pace(), False
         self.remaining = math.inf  # nats of log evidence that the live points may still add
 
     def __call__(
@@ -248,15 +252,29 @@ class _Reporter:
         if add_live_it is not None:
             return
         self.remaining = float(result.delta_logz)
-        self._pace.note(iteration)
+        if self._is_in_bounds == self._sampler.unit_cube_sampling:  # an iteration costs less from now on
+            self._pace, self._is_in_bounds = Pace(), True
+        self._pace.note(iteration if self._is_in_bounds else self._cube.num_calls)
         if self._line.is_due and iteration > 1:  # the first has no evidence to speak of
             left = self._remaining_iterations(result)
             self._line.update(
                 f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
                 f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
                 iteration / (iteration + left),
-                self._pace.seconds_for(left),
+                self._pace.seconds_for(
+                    left if self._is_in_bounds else self._remaining_calls(iteration, left)
+                ),
             )
+
+    def _remaining_calls(self, iteration: int, left: float) -> float:
+        """Estimate how many calls are left while points are still drawn from the whole cube.
+
+        There, iteration k needs e^(k / num_live) of them. It ends when one call in ten was of use, which is
+        after 3.6 num_live iterations, and 36 num_live calls.
+        """
+        in_cube = min(left, max(3.615 * self._num_live - iteration, 0.0))
+        ends = [math.exp(k / self._num_live) for k in (iteration, iteration + in_cube)]
+        return self._num_live * (ends[1] - ends[0]) + self._calls_in_bounds * (left - in_cube)
 
     def _remaining_iterations(self, result: Any) -> float:
         """Estimate how many iterations are left, as if the posterior were Gaussian.
