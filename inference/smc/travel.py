@@ -82,8 +82,7 @@ def travel(
             done = _stages_done(method, here)
             pace.note(done)
             if line.is_due:
-                fraction = journey.fraction(here)
-                left = len(here.stages) / fraction - done
+                left = len(here.stages) + _stages_to_come(here, num_portions) - done
                 line.update(journey.said(here), done / (done + left), pace.seconds_for(left))
     except KeyboardInterrupt:
         keeper.keep(_SECTION, partial(journey.saved, here), at_once=True)
@@ -99,6 +98,15 @@ def _stages_done(method: Settings, here: Here) -> float:
     if method.chain_length is None and needed == method.max_rounds:  # not known yet
         needed = max(before[-1] if before else 0, 2 * (done + 1))
     return len(before) + min(done / needed, 1.0)
+
+
+def _stages_to_come(here: Here, num_portions: int) -> float:
+    """Return how many stages there are after the present one, if each is so many times the one before it."""
+    *before, share = here.stages
+    share, growth = share / num_portions, share / before[-1] if before else 1.0
+    if share >= 1:
+        return 0
+    return math.ceil(-math.log(share) / math.log(growth)) if growth > 1 else math.inf
 
 
 def _posterior(problem: Problem, method: Settings, here: Here) -> Posterior:
