@@ -105,8 +105,8 @@ def _stages_to_come(here: Here, num_portions: int) -> float:
     *before, share = here.stages
     share, growth = share / num_portions, share / before[-1] if before else 1.0
     if share >= 1:
-        return 0
-    return math.ceil(-math.log(share) / math.log(growth)) if growth > 1 else math.inf
+        return 0.0
+    return float(math.ceil(-math.log(share) / math.log(growth))) if growth > 1 else math.inf
 
 
 def _posterior(problem: Problem, method: Settings, here: Here) -> Posterior:
