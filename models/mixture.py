@@ -101,8 +101,9 @@ class Mixture(eqx.Module):
             name: numpyro.sample(name, law.expand([self.max_count]).mask(self._is_there(count)))
             for name, law in self._component(middle, width, rate).items()
         }
-        with numpyro.plate("observations", y.size):
-            numpyro.sample("y", law_of(count, **slots), obs=y)
+        if y.size:  # else the prior is all there is, and NumPyro has no empty plates
+            with numpyro.plate("observations", y.size):
+                numpyro.sample("y", law_of(count, **slots), obs=y)
 
     def kernel(self, y: ArrayLike) -> mcmc.Kernel:
         """Return the kernel that samples everything.
