@@ -10,6 +10,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # models and truths that tests and benchmarks share
 SEED = 20240229
 
 

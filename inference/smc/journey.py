@@ -18,10 +18,15 @@ from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Saved, pack, unpack
 from qbs.inference.sites import walk
 from qbs.inference.smc.islands import combined_evidence
-from qbs.inference.smc.moves import NUM_SCALES, Cloud, Moved, Shape, glide, shape_of, slide
+from qbs.inference.smc.moves import NUM_SCALES, Cloud, Shape, glide, shape_of, slide
 from qbs.semantics.density import unconstrain
 
 _BISECTIONS = 60
+_WEIGHING = 2**31 - 1  # the number of no round
+_GRADIENT = 3  # evaluations that cost about as much as a gradient
+_LEAPS = {"short glide": 4, "long glide": 12}  # of a trajectory, by kind of move
+# At first: what is zero is tried where the first is slow.
+_RATES = (("short glide", math.inf), ("slide", 0.0), ("long glide", 0.0))
 
 T = TypeVar("T")
 
@@ -66,7 +71,7 @@ class Here(NamedTuple):
         rounds: Rounds of moves made at each.
         correlations: Correlation of the log likelihood with its value before them, at each.
         needed: How many rounds there are to be at this stage.
-        rates: Fall of the log correlation for each evaluation, by kind of move.
+        rates: Fall of the log correlation for the cost of an evaluation, by kind of move.
         num_calls: Evaluations of the likelihood.
         num_bad: How many of them were NaN.
     """
@@ -76,7 +81,7 @@ class Here(NamedTuple):
     rounds: tuple[int, ...] = ()
     correlations: tuple[float, ...] = ()
     needed: int = 0
-    rates: tuple[tuple[str, float], ...] = (("glide", math.inf), ("slide", 0.0))
+    rates: tuple[tuple[str, float], ...] = _RATES
     num_calls: int = 0
     num_bad: int = 0
 
@@ -103,21 +108,12 @@ class Journey:
 
     def next(self, here: Here) -> Here:
         """Return the place after one more reweighting, or one more round of moves."""
-        number = len(here.stages) + here.is_moved
-        weigh_key, move_key = jax.random.split(jax.random.fold_in(self._key, number))
-        return self._reweighed(weigh_key, here) if here.is_moved else self._moved(move_key, here)
+        return self._reweighed(here) if here.is_moved else self._moved(here)
 
-    def _reweighed(self, key: Array, here: Here) -> Here:
-        old, method = here.arrays, self._method
-        length = method.chain_length or 1
-        stage, increments, growth, cloud = _reweigh(
-            key, old.cloud, jnp.asarray(here.stage), jnp.asarray(method.ess), method.num_islands, length
-        )
-        before = old.log_evidences[:, None]
-        by_portion = jnp.where(jnp.isnan(growth), old.by_portion, before + growth)
-        arrays = Arrays(
-            cloud, _log_likelihood(cloud, stage), old.shares, old.log_evidences + increments, by_portion
-        )
+    def _reweighed(self, here: Here) -> Here:
+        method, number = self._method, np.asarray(len(here.stages))
+        length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), np.asarray(method.ess))
+        arrays, stage = _reweigh(self._key, number, *old, method.num_islands, length)
         return here._replace(
             arrays=arrays,
             stages=(*here.stages, float(stage)),
@@ -126,19 +122,31 @@ class Journey:
             needed=method.max_rounds if method.chain_length is None else length - 1,
         )
 
-    def _moved(self, key: Array, here: Here) -> Here:
+    def _moved(self, here: Here) -> Here:
         method, rates, done = self._method, dict(here.rates), here.rounds[-1]
-        # Mostly the kind that has worked better; now and then the other, for it may have changed.
+        # Mostly the kind that has worked better; now and then another, for it may have changed.
         kind = max(rates, key=lambda kind: rates[kind])
-        if done % 4 == 3:
-            kind = "slide" if kind == "glide" else "glide"
-        arrays, moved = self._round(kind, jax.random.fold_in(key, done), here)
-        before = here.correlations[-1]
-        values = _log_likelihood(moved.cloud, jnp.asarray(here.stage))
-        correlation = float(_correlation(self._link(arrays.before, done), values))
-        count = int(moved.num_evaluations)
-        rate = math.log(max(before, 0.01) / max(correlation, 0.01)) / count
-        rates[kind] = rate if math.isinf(rates[kind]) else 0.5 * (rates[kind] + rate)
+        if done % 4 == 3 and here.correlations[-1] > method.max_correlation:
+            others = [other for other in rates if other != kind]
+            kind = others[done // 4 % len(others)]
+        place = np.asarray(len(here.stages)), np.asarray(done), np.asarray(here.stage)
+        arrays, told = _round(
+            self._bound,
+            self._key,
+            *place,
+            here.arrays,
+            "slide" if kind == "slide" else "glide",
+            np.asarray(_LEAPS.get(kind, 0)),
+            self._num_portions,
+            (method.num_islands, method.chain_length),
+            method.chunk_size,
+        )
+        before, count = here.correlations[-1], int(told.num_evaluations)
+        correlation = _correlation(np.asarray(told.before), np.asarray(told.after))
+        if before > 2 * method.max_correlation:  # what is left of less is mostly noise
+            cost = count if kind == "slide" else _GRADIENT * count
+            rate = math.log(before / max(correlation, 0.01)) / cost
+            rates[kind] = rate if math.isinf(rates[kind]) else 0.5 * (rates[kind] + rate)
         done, needed = done + 1, here.needed
         is_enough = correlation <= method.max_correlation and method.chain_length is None
         if is_enough and needed == method.max_rounds:
@@ -149,38 +157,9 @@ class Journey:
             correlations=(*here.correlations[:-1], correlation),
             needed=needed,
             rates=tuple(rates.items()),
-            num_calls=here.num_calls + count * values.size,
-            num_bad=here.num_bad + int(moved.num_bad),
+            num_calls=here.num_calls + count * told.after.size,
+            num_bad=here.num_bad + int(told.num_bad),
         )
-
-    def _round(self, kind: str, key: Array, here: Here) -> tuple[Arrays, Moved]:
-        chunk_size, stage, done = (
-            self._method.chunk_size,
-            jnp.asarray(here.stage),
-            here.rounds[-1],
-        )
-        arrays = here.arrays
-        cloud = self._link(arrays.cloud, done)
-        if kind == "slide":
-            moved = _slide(self._bound, key, cloud, stage, self._num_portions, chunk_size)
-            return arrays._replace(cloud=self._linked(arrays.cloud, done + 1, moved.cloud)), moved
-        moved = _glide(self._bound, key, cloud, stage, arrays.shares, self._num_portions, chunk_size)
-        gains = moved.gains / jnp.maximum(moved.uses, 1.0)
-        shares = jnp.where(gains.sum() > 0, gains / gains.sum(), 1 / NUM_SCALES)
-        cloud = self._linked(arrays.cloud, done + 1, moved.cloud)
-        return arrays._replace(cloud=cloud, shares=shares), moved
-
-    def _link(self, particles: T, number: int) -> T:
-        """Return the link of each chain that a round starts from: all particles, where none is kept."""
-        length = self._method.chain_length
-        return particles if length is None else _link(particles, number, self._method.num_islands, length)
-
-    def _linked(self, particles: Cloud, number: int, link: Cloud) -> Cloud:
-        """Return the particles with a new link of each chain."""
-        length = self._method.chain_length
-        if length is None:
-            return link
-        return _linked(particles, number, link, self._method.num_islands, length)
 
     def said(self, here: Here) -> str:
         """Return how far it is, in words."""
@@ -238,8 +217,28 @@ def particle_shape(bound: BoundModel, num_portions: int) -> Shape:
     return shape_of(jax.eval_shape(partial(draw_sites, bound), jax.random.key(0)), num_portions)
 
 
-@eqx.filter_jit
+@partial(jax.jit, static_argnames=("num_islands", "length"))
 def _reweigh(
+    key: Array,
+    number: ArrayLike,
+    arrays: Arrays,
+    stage: ArrayLike,
+    ess: ArrayLike,
+    num_islands: int,
+    length: int,
+) -> tuple[Arrays, Float[Array, ""]]:
+    """Return resampled particles with their evidences, and the stage where they are."""
+    key = jax.random.fold_in(jax.random.fold_in(key, number), _WEIGHING)
+    chosen, increments, growth, cloud = _reweighed(
+        key, arrays.cloud, jnp.asarray(stage), jnp.asarray(ess), num_islands, length
+    )
+    log_evidences = arrays.log_evidences
+    by_portion = jnp.where(jnp.isnan(growth), arrays.by_portion, log_evidences[:, None] + growth)
+    before = cloud.parts.log_likelihood(chosen)
+    return Arrays(cloud, before, arrays.shares, log_evidences + increments, by_portion), chosen
+
+
+def _reweighed(
     key: Array, cloud: Cloud, stage: Array, ess: Array, num_islands: int, length: int
 ) -> tuple[Float[Array, ""], Float[Array, " num_islands"], Float[Array, "num_islands num_portions"], Cloud]:
     """Return the next stage, what it adds to the log evidence of islands, and resampled particles.
@@ -295,52 +294,68 @@ def _reweigh(
     return chosen, increments, growth, jax.tree.map(lambda leaf: leaf[index], cloud)
 
 
-@partial(jax.jit, static_argnames=("num_islands", "length"))
-def _link(particles: T, number: ArrayLike, num_islands: int, length: int) -> T:
+class Told(NamedTuple):
+    """What a round of moves told of itself: see `Moved`, and log likelihoods before all rounds, and after."""
+
+    before: Float[Array, " num_moved"]
+    after: Float[Array, " num_moved"]
+    num_evaluations: Int[Array, ""]
+    num_bad: Int[Array, ""]
+
+
+@eqx.filter_jit
+def _round(
+    bound: BoundModel,
+    key: Array,
+    number: ArrayLike,
+    done: ArrayLike,
+    stage: ArrayLike,
+    arrays: Arrays,
+    kind: str,
+    num_leaps: ArrayLike,
+    num_portions: int,
+    chains: tuple[int, int | None],
+    chunk_size: int | None,
+) -> tuple[Arrays, Told]:
+    """Move all particles, or make a new link of each chain."""
+    key = jax.random.fold_in(jax.random.fold_in(key, number), done)
+    shape, stage = particle_shape(bound, num_portions), jnp.asarray(stage)
+    cloud, shares = _link(arrays.cloud, done, *chains), arrays.shares
+    if kind == "slide":
+        moved = slide(bound, shape, key, cloud, stage, chunk_size)
+    else:
+        moved = glide(bound, shape, key, cloud, stage, shares, num_leaps, chunk_size)
+        gains = moved.gains / jnp.maximum(moved.uses, 1.0)
+        shares = jnp.where(gains.sum() > 0, gains / gains.sum(), 1 / NUM_SCALES)
+    before, after = _link(arrays.before, done, *chains), moved.cloud.parts.log_likelihood(stage)
+    cloud = _linked(arrays.cloud, done, moved.cloud, *chains)
+    told = Told(before, after, moved.num_evaluations, moved.num_bad)
+    return arrays._replace(cloud=cloud, shares=shares), told
+
+
+def _link(particles: T, number: ArrayLike, num_islands: int, length: int | None) -> T:
+    """Return the link of each chain that a round starts from: all particles, where none is kept."""
+
     def take(leaf: Array) -> Array:
         chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
         return chains[:, number].reshape(-1, *leaf.shape[1:])
 
-    return jax.tree.map(take, particles)
+    return particles if length is None else jax.tree.map(take, particles)
 
 
-@partial(jax.jit, static_argnames=("num_islands", "length"))
-def _linked(particles: T, number: ArrayLike, link: T, num_islands: int, length: int) -> T:
+def _linked(particles: Cloud, number: ArrayLike, link: Cloud, num_islands: int, length: int | None) -> Cloud:
+    """Return the particles with the link of each chain that comes after one of some number."""
+
     def put(leaf: Array, new: Array) -> Array:
         chains = leaf.reshape(num_islands, length, -1, *leaf.shape[1:])
-        return chains.at[:, number].set(new.reshape(num_islands, -1, *leaf.shape[1:])).reshape(leaf.shape)
+        new = new.reshape(num_islands, -1, *leaf.shape[1:])
+        return chains.at[:, number + 1].set(new).reshape(leaf.shape)
 
-    return jax.tree.map(put, particles, link)
-
-
-@eqx.filter_jit
-def _glide(
-    bound: BoundModel,
-    key: Array,
-    cloud: Cloud,
-    stage: Array,
-    shares: Array,
-    num_portions: int,
-    chunk_size: int | None,
-) -> Moved:
-    return glide(bound, particle_shape(bound, num_portions), key, cloud, stage, shares, chunk_size)
+    return link if length is None else jax.tree.map(put, particles, link)
 
 
-@eqx.filter_jit
-def _slide(
-    bound: BoundModel, key: Array, cloud: Cloud, stage: Array, num_portions: int, chunk_size: int | None
-) -> Moved:
-    return slide(bound, particle_shape(bound, num_portions), key, cloud, stage, chunk_size)
-
-
-@jax.jit
-def _log_likelihood(cloud: Cloud, stage: Array) -> Array:
-    return cloud.parts.log_likelihood(stage)
-
-
-@jax.jit
-def _correlation(before: Array, after: Array) -> Array:
+def _correlation(before: np.ndarray, after: np.ndarray) -> float:
     """Return the correlation of the log likelihoods of the particles before and after, by rank."""
-    ranks = [jnp.argsort(jnp.argsort(values)).astype(float) for values in (before, after)]
-    gaps = [rank - rank.mean() for rank in ranks]
-    return jnp.abs(jnp.sum(gaps[0] * gaps[1])) / jnp.sqrt(jnp.sum(gaps[0] ** 2) * jnp.sum(gaps[1] ** 2))
+    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (before, after)]
+    first, second = (rank - 0.5 * (len(rank) - 1) for rank in ranks)
+    return abs(float(first @ second / (first @ first)))

@@ -13,26 +13,27 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.smc.apart import Parts, parts
 
 NUM_SCALES = 11
-_NUM_LEAPS = 8
-_NUM_GLIDES = 2
+_NUM_GLIDES = 3
 _NUM_SLIDES = 6
 _WIDTH = 5.0  # of the first interval of a slice, in standard deviations of the cloud
-_FLOOR = 0.2  # share of the step sizes that is drawn from all alike
+_FLOOR = 0.1  # share of the step sizes that is drawn from all alike
 _MAX_SHRINKS = 400
 _FAR = 20.0  # nats of log prior below the least likely particle
+
+T = TypeVar("T")
 
 
 class Cloud(NamedTuple):
@@ -93,7 +94,13 @@ def evaluate(bound: BoundModel, shape: Shape, points: Array, chunk_size: int | N
     def one(point: Array) -> Parts:
         return parts(bound, shape.unravel(point), shape.num_portions)
 
-    return lax.map(one, points, batch_size=chunk_size or points.shape[0])
+    return _for_all(one, points, chunk_size)
+
+
+def _for_all(function: Callable[[Array], T], points: Array, chunk_size: int | None) -> T:
+    if chunk_size is None:
+        return jax.vmap(function)(points)
+    return lax.map(function, points, batch_size=chunk_size)
 
 
 def spread(points: Float[Array, "num_particles dim"]) -> Float[Array, "dim dim"]:
@@ -116,16 +123,17 @@ def glide(
     cloud: Cloud,
     stage: Array,
     shares: Float[Array, " num_scales"],
+    num_leaps: ArrayLike,
     chunk_size: int | None,
 ) -> Moved:
-    """Move all particles along Hamiltonian trajectories, with a step size for each.
+    """Move all particles along Hamiltonian trajectories of some leaps, with a step size for each particle.
 
     Those of one half of the cloud in units of the covariance of the other: in units of their own, which they
     move with, the evidence comes out too small.
     """
 
     def glide_half(key: Array, half: Cloud, others: Array) -> Moved:
-        return _glide_half(bound, shape, key, half, others, stage, shares, chunk_size)
+        return _glide_half(bound, shape, key, half, others, stage, shares, num_leaps, chunk_size)
 
     return _by_halves(key, cloud, glide_half)
 
@@ -133,25 +141,32 @@ def glide(
 def _by_halves(
     key: Array, cloud: Cloud, move: Callable[[Array, Cloud, Float[Array, "num_others dim"]], Moved]
 ) -> Moved:
-    """Move one half of the cloud by what the other half is like, and then the other."""
-    num_particles = cloud.points.shape[0]
-    order_key, *keys = jax.random.split(key, 3)
-    order = jax.random.permutation(order_key, num_particles)
-    halves = order[: num_particles // 2], order[num_particles // 2 :]
-    moves = []
-    for own, (mine, others) in zip(keys, (halves, halves[::-1]), strict=True):
-        half = jax.tree.map(lambda leaf, mine=mine: leaf[mine], cloud)
-        moved = move(own, half, cloud.points[others])
-        cloud = jax.tree.map(lambda leaf, new, mine=mine: leaf.at[mine].set(new), cloud, moved.cloud)
-        moves.append(moved)
-    first, second = moves
-    return Moved(
-        cloud,
-        (first.num_evaluations + second.num_evaluations) // 2,
-        first.num_bad + second.num_bad,
-        first.gains + second.gains,
-        first.uses + second.uses,
-    )
+    """Move one half of the cloud by what the other half is like, and then the other.
+
+    Halves are of islands, which know nothing of each other.
+    """
+    middle = cloud.points.shape[0] // 2
+    first = jax.tree.map(lambda leaf: leaf[:middle], cloud)
+    second = jax.tree.map(lambda leaf: leaf[middle:], cloud)
+    keys = jax.random.split(key)
+
+    def move_half(others: Array, inputs: tuple[Array, Cloud]) -> tuple[Array, Moved]:
+        moved = move(*inputs, others)
+        return moved.cloud.points, moved
+
+    if 2 * middle == cloud.points.shape[0]:
+        # A scan, so that there is one copy of the model to compile.
+        halves = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+        _, moved = lax.scan(move_half, second.points, (keys, halves))
+        whole = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), moved.cloud)
+        told = moved[1:]
+    else:
+        others, one = move_half(second.points, (keys[0], first))
+        _, other = move_half(others, (keys[1], second))
+        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), one.cloud, other.cloud)
+        told = jax.tree.map(lambda *leaves: jnp.stack(leaves), one[1:], other[1:])
+    count, bad, gains, uses = told
+    return Moved(whole, count.sum() // 2, bad.sum(), gains.sum(0), uses.sum(0))
 
 
 def _glide_half(
@@ -162,68 +177,76 @@ def _glide_half(
     others: Array,
     stage: Array,
     shares: Float[Array, " num_scales"],
+    num_leaps: ArrayLike,
     chunk_size: int | None,
 ) -> Moved:
     num_particles, dim = cloud.points.shape
     root = spread(others)
     sizes = 1.2 * dim**-0.25 * 2.0 ** -jnp.arange(NUM_SCALES)
-    log_shares = jnp.log((1 - _FLOOR) * shares + _FLOOR / NUM_SCALES)
+    bounds = jnp.cumsum((1 - _FLOOR) * shares + _FLOOR / NUM_SCALES)
+    deviations = jnp.maximum(others.std(0), 1e-300)
 
     def value(point: Array) -> tuple[Array, Parts]:
         found = parts(bound, shape.unravel(point), shape.num_portions)
         return found.log_density(stage), found
 
-    def pull(points: Array) -> tuple[Array, Parts, Array]:
-        """Return the density, its parts, and its gradient in units of the cloud."""
-        (density, found), gradient = lax.map(
-            jax.value_and_grad(value, has_aux=True), points, batch_size=chunk_size or num_particles
-        )
-        return density, found, jnp.where(jnp.isfinite(gradient), gradient, 0.0) @ root
+    def leap(_: Array, carry: _Flight) -> _Flight:
+        momentum = carry.momentum + 0.5 * carry.size * carry.force
+        points = carry.points + carry.size * (momentum @ root.T)
+        (density, found), gradient = _for_all(jax.value_and_grad(value, has_aux=True), points, chunk_size)
+        force = jnp.where(jnp.isfinite(gradient), gradient, 0.0) @ root
+        return _Flight(points, momentum + 0.5 * carry.size * force, force, carry.size, density, found)
 
-    def leap(carry: Any, _: None) -> tuple[Any, None]:
-        points, momentum, force, size, _, _ = carry
-        momentum = momentum + 0.5 * size[:, None] * force
-        points = points + size[:, None] * (momentum @ root.T)
-        density, found, force = pull(points)
-        momentum = momentum + 0.5 * size[:, None] * force
-        return (points, momentum, force, size, density, found), None
-
-    deviations = jnp.maximum(others.std(0), 1e-300)
-
-    def turn(carry: Any, key: Array) -> tuple[Any, Any]:
-        points, force, density, found = carry
-        scale_key, jitter_key, momentum_key, accept_key = jax.random.split(key, 4)
-        scales = jax.random.categorical(scale_key, log_shares, shape=(num_particles,))
-        jitter = jax.random.uniform(jitter_key, (num_particles,), minval=0.8, maxval=1.2)
-        momentum = jax.random.normal(momentum_key, (num_particles, dim))
-        start = (points, momentum, force, sizes[scales] * jitter, density, found)
-        (new, end, new_force, _, new_density, new_found), _ = lax.scan(leap, start, None, length=_NUM_LEAPS)
-        log_ratio = new_density - density + 0.5 * jnp.sum(momentum**2 - end**2, axis=1)
+    def turn(
+        carry: tuple[Cloud, Array], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Cloud, Array], Any]:
+        cloud, force = carry
+        (which, jitter, threshold), momentum, is_start = inputs
+        scales = jnp.minimum(jnp.searchsorted(bounds, which * bounds[-1]), NUM_SCALES - 1)
+        # The first turn goes nowhere, and finds the force.
+        size = jnp.where(is_start, 0.0, sizes[scales] * (0.8 + 0.4 * jitter))[:, None]
+        density = cloud.parts.log_density(stage)
+        start = _Flight(cloud.points, momentum, force, size, density, cloud.parts)
+        end = lax.fori_loop(0, jnp.where(is_start, 1, num_leaps), leap, start)
+        log_ratio = end.density - density + 0.5 * jnp.sum(momentum**2 - end.momentum**2, axis=1)
         log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-        is_accepted = jnp.log(jax.random.uniform(accept_key, (num_particles,))) < log_ratio
+        is_accepted = (jnp.log(threshold) < log_ratio) & ~is_start
         # A good step moves the particle, in units of the cloud, or at least its density.
-        jump = jnp.mean(((new - points) / deviations) ** 2, axis=1)
-        jump += jnp.where(jnp.isfinite(new_density), new_density - density, 0.0) ** 2 / dim
+        jump = jnp.mean(((end.points - cloud.points) / deviations) ** 2, axis=1)
+        jump += jnp.where(jnp.isfinite(end.density), end.density - density, 0.0) ** 2 / dim
         gain = jnp.where(log_ratio > -jnp.inf, jnp.exp(jnp.minimum(log_ratio, 0.0)) * jump, 0.0)
         gain = jnp.where(jnp.isfinite(gain), gain, 0.0)
-        kept = _choose(is_accepted, (new, new_force, new_density, new_found), (points, force, density, found))
         taken = jax.nn.one_hot(scales, NUM_SCALES)
-        return kept, (gain @ taken, taken.sum(0), jnp.sum(_is_bad(new_found, cloud)))
+        bad = jnp.where(is_start, 0, jnp.sum(_is_bad(end.parts, cloud)))
+        told = gain @ taken, jnp.where(is_start, 0.0, taken.sum(0)), bad
+        cloud = _choose(is_accepted, Cloud(end.points, end.parts), cloud)
+        return (cloud, _choose(is_accepted | is_start, end.force, force)), told
 
-    density, found, force = pull(cloud.points)
-    start = (cloud.points, force, density, found)
-    (points, _, _, found), (gains, uses, bad) = lax.scan(turn, start, jax.random.split(key, _NUM_GLIDES))
-    count = jnp.asarray(1 + _NUM_GLIDES * _NUM_LEAPS)
-    return Moved(Cloud(points, found), count, bad.sum(), gains.sum(0), uses.sum(0))
+    uniform_key, momentum_key = jax.random.split(key)
+    uniforms = _uniform(uniform_key, (1 + _NUM_GLIDES, 3, num_particles))
+    momenta = _normal(momentum_key, (1 + _NUM_GLIDES, num_particles, dim))
+    start, is_start = (cloud, jnp.zeros_like(cloud.points)), jnp.arange(1 + _NUM_GLIDES) == 0
+    (cloud, _), (gains, uses, bad) = lax.scan(turn, start, (uniforms, momenta, is_start))
+    return Moved(cloud, 1 + _NUM_GLIDES * jnp.asarray(num_leaps), bad.sum(), gains.sum(0), uses.sum(0))
 
 
-class _Line(NamedTuple):
-    """Where each particle slides: the line, the interval left of it, and the level of the slice."""
+class _Flight(NamedTuple):
+    """Particles on trajectories, with their momentum and force in units of the cloud."""
 
-    direction: Float[Array, "num_particles dim"]
-    low: Float[Array, " num_particles"]
-    high: Float[Array, " num_particles"]
-    level: Float[Array, " num_particles"]
+    points: Float[Array, "num_particles dim"]
+    momentum: Float[Array, "num_particles dim"]
+    force: Float[Array, "num_particles dim"]
+    size: Float[Array, "num_particles 1"]
+    density: Float[Array, " num_particles"]
+    parts: Parts
+
+
+class _Lines(NamedTuple):
+    """Where each particle is to slide: along which lines, from where on them, and how far below it is."""
+
+    directions: Float[Array, "num_lines num_particles dim"]
+    places: Float[Array, "num_lines num_particles"]
+    depths: Float[Array, "num_lines num_particles"]
 
 
 def slide(
@@ -257,63 +280,75 @@ def _slide_half(
     chunk_size: int | None,
 ) -> Moved:
     num_particles = cloud.points.shape[0]
-    draw_direction = _directions(others, shape.sites)
+    line_key, key = jax.random.split(key)
+    lines = _draw_lines(line_key, others, shape.sites, num_particles)
 
-    def draw_lines(key: Array, density: Array) -> _Line:
-        direction_key, place_key, level_key = jax.random.split(key, 3)
-        directions = jax.vmap(draw_direction)(jax.random.split(direction_key, num_particles))
-        place = _WIDTH * jax.random.uniform(place_key, (num_particles,))
-        level = density - jax.random.exponential(level_key, (num_particles,))
-        return _Line(directions, -place, _WIDTH - place, level)
+    def at(leaf: Array, number: Array) -> Array:
+        """Return what each particle has on its line of some number."""
+        return leaf[jnp.minimum(number, _NUM_SLIDES - 1), jnp.arange(num_particles)]
 
     def goes_on(carry: Any) -> Bool[Array, ""]:
         *_, num_done, count, _ = carry
         return jnp.any(num_done < _NUM_SLIDES) & (count < _NUM_SLIDES * _MAX_SHRINKS)
 
     def turn(carry: Any) -> Any:
-        cloud, line, num_done, count, bad = carry
-        point_key, line_key = jax.random.split(jax.random.fold_in(key, count))
-        t = line.low + (line.high - line.low) * jax.random.uniform(point_key, (num_particles,))
-        points = cloud.points + t[:, None] * line.direction
+        cloud, low, high, level, num_done, count, bad = carry
+        t = low + (high - low) * _uniform(jax.random.fold_in(key, count), (num_particles,))
+        points = cloud.points + t[:, None] * at(lines.directions, num_done)
         found = evaluate(bound, shape, points, chunk_size)
+        density = found.log_density(stage)
         is_at_work = num_done < _NUM_SLIDES
-        is_found = (found.log_density(stage) > line.level) & is_at_work
-        cloud = _choose(is_found, Cloud(points, found), cloud)
-        shrunk = line._replace(low=jnp.where(t < 0, t, line.low), high=jnp.where(t < 0, line.high, t))
-        line = _choose(is_found, draw_lines(line_key, cloud.parts.log_density(stage)), shrunk)
+        is_found = (density > level) & is_at_work
         bad += jnp.sum(_is_bad(found, cloud) & is_at_work)
-        return cloud, line, num_done + is_found, count + 1, bad
+        cloud, num_done = _choose(is_found, Cloud(points, found), cloud), num_done + is_found
+        place = at(lines.places, num_done)
+        low = jnp.where(is_found, -place, jnp.where(t < 0, t, low))
+        high = jnp.where(is_found, _WIDTH - place, jnp.where(t < 0, high, t))
+        level = jnp.where(is_found, density - at(lines.depths, num_done), level)
+        return cloud, low, high, level, num_done, count + 1, bad
 
-    start_key = jax.random.fold_in(key, _NUM_SLIDES * _MAX_SHRINKS)
     none = jnp.zeros((), int)
-    line = draw_lines(start_key, cloud.parts.log_density(stage))
-    start = (cloud, line, jnp.zeros(num_particles, int), none, none)
-    cloud, _, _, count, bad = lax.while_loop(goes_on, turn, start)
+    place, level = lines.places[0], cloud.parts.log_density(stage) - lines.depths[0]
+    start = (cloud, -place, _WIDTH - place, level, jnp.zeros(num_particles, int), none, none)
+    cloud, *_, count, bad = lax.while_loop(goes_on, turn, start)
     return Moved(cloud, count, bad, jnp.zeros(NUM_SCALES), jnp.zeros(NUM_SCALES))
 
 
-def _directions(others: Array, sites: np.ndarray) -> Callable[[Array], Array]:
-    """Return what draws the direction of a line, about as long as the cloud is wide along it."""
+def _draw_lines(key: Array, others: Array, sites: np.ndarray, num_particles: int) -> _Lines:
+    """Return lines whose directions are about as long as the cloud is wide along them."""
     root = spread(others)
-    within = sites[:, None] == sites
     covariance = root @ root.T
-    blocks = jnp.linalg.cholesky(jnp.where(within, covariance, 0.0))
     deviations = jnp.sqrt(jnp.diagonal(covariance))
-    num_sites, dim = int(sites.max()) + 1, len(sites)
+    blocks = jnp.linalg.cholesky(jnp.where(sites[:, None] == sites, covariance, 0.0))
+    sizes, dim = np.bincount(sites), len(sites)
+    noise_key, uniform_key = jax.random.split(key)
+    shape = _NUM_SLIDES, num_particles
+    noise = _normal(noise_key, (*shape, dim))
+    kind, site, coordinate, place, depth = _uniform(uniform_key, (5, *shape))
+    own = jnp.minimum(site * sizes.size, sizes.size - 1).astype(int)
+    size = jnp.asarray(sizes)[own]
+    first = jnp.asarray(np.cumsum(sizes) - sizes)[own]
+    chosen = first + jnp.minimum(coordinate * size, size - 1).astype(int)
+    whole = noise @ root.T / _lengths(noise) * dim**0.5
+    in_site = jnp.where(own[..., None] == sites, noise, 0.0)
+    block = in_site @ blocks.T / _lengths(in_site) * jnp.sqrt(1.0 * size)[..., None]
+    single = jnp.where(chosen[..., None] == np.arange(dim), deviations, 0.0)
+    kind = kind[..., None]
+    directions = jnp.where(kind < 0.4, whole, jnp.where(kind < 0.7, block, single))
+    return _Lines(directions, _WIDTH * place, -jnp.log1p(-depth))
 
-    def draw(key: Array) -> Array:
-        kind_key, site_key, noise_key, coordinate_key = jax.random.split(key, 4)
-        kind = jax.random.categorical(kind_key, jnp.log(jnp.array([0.4, 0.3, 0.3])))
-        own = jnp.asarray(sites) == jax.random.randint(site_key, (), 0, num_sites)
-        noise = jax.random.normal(noise_key, (dim,))
-        in_site = jnp.where(own, noise, 0.0)
-        whole = root @ (noise / jnp.linalg.norm(noise)) * jnp.sqrt(1.0 * dim)
-        block = blocks @ (in_site / jnp.linalg.norm(in_site)) * jnp.sqrt(1.0 * own.sum())
-        coordinate = jax.random.categorical(coordinate_key, jnp.where(own, 0.0, -jnp.inf))
-        single = jnp.zeros(dim).at[coordinate].set(deviations[coordinate])
-        return jnp.where(kind == 0, whole, jnp.where(kind == 1, block, single))
 
-    return draw
+def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """Return uniform numbers of 23 bits, which cost half of what longer ones do."""
+    return jax.random.uniform(key, shape, jnp.float32).astype(float)
+
+
+def _normal(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.normal(key, shape, jnp.float32).astype(float)
+
+
+def _lengths(vectors: Array) -> Array:
+    return jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def _is_bad(found: Parts, cloud: Cloud) -> Bool[Array, " num_particles"]:
