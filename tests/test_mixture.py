@@ -12,6 +12,8 @@ from qbs.models.mixture import (
     GALAXY_COUNTS,
     GALAXY_VELOCITIES,
     Mixture,
+    _merge,
+    _split,
     components,
     count_table,
     density,
@@ -50,6 +52,24 @@ def test_sites_are_those_of_the_paper():
     assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_split_keeps_moments_and_a_merger_undoes_it():
+    one = {"weight": jnp.asarray(1.7), "mean": jnp.asarray(-0.4), "precision": jnp.asarray(2.5)}
+    for drawn in (
+        {"share": 0.2, "apart": 0.7, "variance": 0.6},
+        {"share": 0.9, "apart": -0.3, "variance": 0.1},
+    ):
+        a, b = _split(one, {name: jnp.asarray(value) for name, value in drawn.items()})
+        weights, means = np.array([a["weight"], b["weight"]]), np.array([a["mean"], b["mean"]])
+        squares = means**2 + 1 / np.array([a["precision"], b["precision"]])
+        assert weights.sum() == pytest.approx(1.7)
+        assert weights @ means / 1.7 == pytest.approx(-0.4, rel=1e-5)
+        assert weights @ squares / 1.7 == pytest.approx(0.4**2 + 1 / 2.5, rel=1e-5)
+        merged, found = _merge(a, b)
+        for name, value in {**one, **drawn}.items():
+            assert float({**merged, **found}[name]) == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_few_observations(key):
     """Probabilities of the number against averages of the likelihood over the prior, drawn by NumPy."""
     y, rng = np.array([-0.9, -0.8, 1.1]), np.random.default_rng(3)
