@@ -27,7 +27,7 @@ from qbs.precision import Precision
 _MAX_UNIFORM_DIM = 9
 # Warnings of dynesty that a run is slow, or was stopped: the one is no reason to doubt it, the other is said.
 _NO_PROBLEM = ("inefficient", "stopped short")
-_CALLS_IN_BOUNDS = 2.5  # for an iteration, by uniform draws from the ellipsoids, as long as none is made
+_CALLS_IN_BOUNDS = 2.5  # for an iteration, by uniform draws from ellipsoids: a guess for before there are any
 _MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
 
 
@@ -243,7 +243,8 @@ class _Reporter:
         self._num_live, self._dlogz = method.num_live, method.dlogz
         is_uniform = isinstance(sampler.internal_sampler, _BatchedUniform)
         self._calls_in_bounds = _CALLS_IN_BOUNDS if is_uniform else 20 + cube.dim  # dynesty's steps of a walk
-        self._pace, self._is_in_bounds = Pace(), False
+        self._by_call, self._in_bounds = Pace(), Pace()
+        self._bounded_at: int | None = None  # the iteration
         self.remaining = math.inf  # nats of log evidence that the live points may still add
 
     def __call__(
@@ -252,27 +253,33 @@ class _Reporter:
         if add_live_it is not None:
             return
         self.remaining = float(result.delta_logz)
-        if self._is_in_bounds == self._sampler.unit_cube_sampling:  # an iteration costs less from now on
-            self._pace, self._is_in_bounds = Pace(), True
-        self._pace.note(iteration if self._is_in_bounds else self._cube.num_calls)
+        self._by_call.note(self._cube.num_calls)
+        if not self._sampler.unit_cube_sampling:
+            self._in_bounds.note(iteration)
+            self._bounded_at = self._bounded_at or iteration
         if self._line.is_due and iteration > 1:  # the first has no evidence to speak of
             left = self._remaining_iterations(result)
             self._line.update(
                 f"{iteration:,} iterations, {self._cube.num_calls:,} calls, efficiency {result.eff:.1f} %, "
                 f"ln Z {result.logz:.2f}, dlogz {result.delta_logz:.3g} (stop at {self._dlogz:g})",
                 iteration / (iteration + left),
-                self._pace.seconds_for(
-                    left if self._is_in_bounds else self._remaining_calls(iteration, left)
-                ),
+                self._seconds_for(iteration, left),
             )
 
+    def _seconds_for(self, iteration: int, left: float) -> float:
+        """Estimate the time for so many iterations, from those inside bounds when there are enough."""
+        if self._bounded_at is not None and iteration - self._bounded_at > self._num_live / 2:
+            return self._in_bounds.seconds_for(left)
+        return self._by_call.seconds_for(self._remaining_calls(iteration, left))
+
     def _remaining_calls(self, iteration: int, left: float) -> float:
-        """Estimate how many calls are left while points are still drawn from the whole cube.
+        """Estimate how many calls are left while points are still drawn from the whole cube, or just after.
 
         There, iteration k needs e^(k / num_live) of them. It ends when one call in ten was of use, which is
         after 3.6 num_live iterations, and 36 num_live calls.
         """
-        in_cube = min(left, max(3.615 * self._num_live - iteration, 0.0))
+        is_over = self._bounded_at is not None
+        in_cube = 0.0 if is_over else min(left, max(3.615 * self._num_live - iteration, 0.0))
         ends = [math.exp(k / self._num_live) for k in (iteration, iteration + in_cube)]
         return self._num_live * (ends[1] - ends[0]) + self._calls_in_bounds * (left - in_cube)
 

@@ -18,7 +18,7 @@ from qbs.inference.method import require_positive
 from qbs.inference.problem import Problem, nonfinite_data
 from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.posterior import Posterior, to_numpy
-from qbs.inference.sites import is_improper, walk
+from qbs.inference.sites import is_improper
 from qbs.inference.smc.islands import MAX_SPREAD, combined_evidence, path_log_weights
 from qbs.inference.smc.journey import Here, Journey, Settings, draw_sites, particle_shape
 from qbs.inference.smc.moves import Cloud, evaluate
@@ -69,7 +69,6 @@ def travel(
         ModelError: If a prior is improper.
         LikelihoodError: If the likelihood is NaN or `+inf` at a draw from the prior, or `-inf` at all.
     """
-    _require_proper(problem)
     start_key, key = jax.random.split(key)
     cloud = _draw(problem.bound, start_key, method.num_particles, num_portions, method.chunk_size)
     _require_usable(problem, cloud)
@@ -101,12 +100,14 @@ def _stages_done(method: Settings, here: Here) -> float:
 
 
 def _stages_to_come(here: Here, num_portions: int) -> float:
-    """Return how many stages there are after the present one, if each is so many times the one before it."""
-    *before, share = here.stages
-    share, growth = share / num_portions, share / before[-1] if before else 1.0
+    """Return how many stages there are after the present one, growing as the later half of those so far."""
+    share, num_grown = here.stage / num_portions, len(here.stages) // 2
     if share >= 1:
         return 0.0
-    return float(math.ceil(-math.log(share) / math.log(growth))) if growth > 1 else math.inf
+    if not num_grown:
+        return math.inf
+    log_growth = math.log(here.stage / here.stages[-1 - num_grown]) / num_grown
+    return float(math.ceil(-math.log(share) / log_growth)) if log_growth > 0 else math.inf
 
 
 def _posterior(problem: Problem, method: Settings, here: Here) -> Posterior:
@@ -170,22 +171,6 @@ def _problems(method: Settings, here: Here, log_evidences: np.ndarray) -> list[s
     return found
 
 
-def _require_proper(problem: Problem) -> None:
-    improper: list[str] = []
-
-    def watch(name: str, distribution: Any) -> None:
-        if distribution is not None and is_improper(distribution):
-            improper.append(name)
-
-    bound = problem.bound
-    jax.eval_shape(lambda key: walk(bound.program, bound.arrays, key, {}, watch).trace, jax.random.key(0))
-    if improper:
-        raise ModelError(
-            f"the prior of {improper[0]!r} in {bound.name!r} is improper, so the evidence does not exist: "
-            "give it a proper prior, or use method=qbs.inference.mcmc.NUTS()"
-        )
-
-
 def _require_usable(problem: Problem, cloud: Cloud) -> None:
     """Raise `LikelihoodError` where draws from the prior have no likelihood that a run can start from."""
     values = np.asarray(cloud.parts.portions.sum(-1))
@@ -208,7 +193,16 @@ def _require_usable(problem: Problem, cloud: Cloud) -> None:
 def _draw(
     bound: BoundModel, key: Array, num_particles: int, num_portions: int, chunk_size: int | None
 ) -> Cloud:
-    draw = partial(draw_sites, bound)
+    """Draw particles from the prior; compiling refuses a prior that is improper."""
+
+    def watch(name: str, distribution: Any) -> None:
+        if distribution is not None and is_improper(distribution):
+            raise ModelError(
+                f"the prior of {name!r} in {bound.name!r} is improper, so the evidence does not exist: "
+                "give it a proper prior, or use method=qbs.inference.mcmc.NUTS()"
+            )
+
+    draw = partial(draw_sites, bound, watch=watch)
     points = jax.vmap(lambda key: ravel_pytree(draw(key))[0])(jax.random.split(key, num_particles))
     return Cloud(points, evaluate(bound, particle_shape(bound, num_portions), points, chunk_size))
 
