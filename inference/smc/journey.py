@@ -4,6 +4,7 @@ A place stands between two rounds of moves, and has all that the next needs, so 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -124,9 +125,10 @@ class Journey:
 
     def _moved(self, here: Here) -> Here:
         method, rates, done = self._method, dict(here.rates), here.rounds[-1]
-        # Mostly the kind that has worked better; now and then another, for it may have changed.
+        # Mostly the kind that has worked better; now and then another, for it may have changed, and because
+        # what one kind leaves behind, such as particles of small scale, another may move.
         kind = max(rates, key=lambda kind: rates[kind])
-        if done % 4 == 3 and here.correlations[-1] > method.max_correlation:
+        if done % 4 == 3:
             others = [other for other in rates if other != kind]
             kind = others[done // 4 % len(others)]
         place = np.asarray(len(here.stages)), np.asarray(done), np.asarray(here.stage)
@@ -206,9 +208,11 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
-def draw_sites(bound: BoundModel, key: Array) -> dict[str, Array]:
-    """Draw the sites from the prior, unconstrained."""
-    trace = walk(bound.program, bound.arrays, key, {}).trace
+def draw_sites(
+    bound: BoundModel, key: Array, watch: Callable[[str, Any], None] = lambda *_: None
+) -> dict[str, Array]:
+    """Draw the sites from the prior, unconstrained; `watch` is told of each site, see `walk`."""
+    trace = walk(bound.program, bound.arrays, key, {}, watch).trace
     return unconstrain(bound.program)(trace, *bound.arrays)
 
 
@@ -356,6 +360,11 @@ def _linked(particles: Cloud, number: ArrayLike, link: Cloud, num_islands: int, 
 
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
     """Return the correlation of the log likelihoods of the particles before and after, by rank."""
-    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (before, after)]
-    first, second = (rank - 0.5 * (len(rank) - 1) for rank in ranks)
+    first, second = (_ranks(values) for values in (before, after))
     return abs(float(first @ second / (first @ first)))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values)] = np.arange(len(values)) - 0.5 * (len(values) - 1)
+    return ranks

@@ -29,7 +29,7 @@ NUM_SCALES = 11
 _NUM_GLIDES = 3
 _NUM_SLIDES = 6
 _WIDTH = 5.0  # of the first interval of a slice, in standard deviations of the cloud
-_FLOOR = 0.1  # share of the step sizes that is drawn from all alike
+_FLOOR = 0.2  # share of the step sizes that is drawn from all alike
 _MAX_SHRINKS = 400
 _FAR = 20.0  # nats of log prior below the least likely particle
 
