@@ -268,7 +268,7 @@ class _Reporter:
 
     def _seconds_for(self, iteration: int, left: float) -> float:
         """Estimate the time for so many iterations, from those inside bounds when there are enough."""
-        if self._bounded_at is not None and iteration - self._bounded_at > self._num_live / 2:
+        if self._bounded_at is not None and iteration - self._bounded_at > self._num_live:
             return self._in_bounds.seconds_for(left)
         return self._by_call.seconds_for(self._remaining_calls(iteration, left))
 
