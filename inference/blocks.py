@@ -44,7 +44,7 @@ class Converged(eqx.Module):
         for draws in scalars(samples).values():
             if is_constant(draws):
                 continue
-            found = chain_statistics(draws)
+            found = chain_statistics(draws, with_mcse=False)
             is_enough = self.ess is None or min(found["ess_bulk"], found["ess_tail"]) >= self.ess
             if not (is_enough and (self.r_hat is None or found["r_hat"] <= self.r_hat)):
                 return False

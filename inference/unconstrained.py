@@ -1,11 +1,12 @@
 """The log density of a bound model on unconstrained space, as gradient methods want it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.sites import walk
@@ -45,6 +46,17 @@ def constrain(bound: BoundModel, position: dict[str, Array]) -> tuple[dict[str, 
     return values, {"log_likelihood": observed, "log_density": sum(log_probs.values(), start=zero)}
 
 
+def coordinates(bound: BoundModel) -> tuple[Float[Array, " dim"], Callable[[Array], dict[str, Array]]]:
+    """Return the origin of unconstrained space as a vector, and the map from vectors to values by site."""
+
+    def draw(key: Array) -> dict[str, Array]:
+        trace = walk(bound.program, bound.arrays, key, {}).trace
+        return unconstrain(bound.program)(trace, *bound.arrays)
+
+    shapes = jax.eval_shape(draw, jax.random.key(0))
+    return ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes))
+
+
 def starting_point(
     bound: BoundModel, key: Array
 ) -> tuple[dict[str, Array], Array, dict[str, Array], Bool[Array, ""]]:
@@ -55,12 +67,7 @@ def starting_point(
     Returns:
         The point, its potential, the gradient there, and whether all of it is finite.
     """
-
-    def draw(key: Array) -> dict[str, Array]:
-        trace = walk(bound.program, bound.arrays, key, {}).trace
-        return unconstrain(bound.program)(trace, *bound.arrays)
-
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(draw, key)))
+    flat, unravel = coordinates(bound)
 
     def is_next(state: Any) -> Bool[Array, ""]:
         index, _, _, is_valid = state

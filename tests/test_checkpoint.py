@@ -301,7 +301,7 @@ def test_a_run_that_stopped_early_goes_on_to_another_end(key, tmp_path):
         method = mcmc.NUTS(num_warmup=60, num_draws=600, until=until)
         return qbs.fit(normal, DATA, method=method, key=key, checkpoint=path)
 
-    early, later = mcmc.Converged(ess=100.0), mcmc.Converged(ess=500.0)
+    early, later = mcmc.Converged(ess=100.0), mcmc.Converged(ess=300.0)
     path = tmp_path / "run.checkpoint"
     lengths = []
     for until in (early, later, early, None):

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Int
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
@@ -20,7 +21,7 @@ from qbs.inference.problem import Problem, nonfinite_data, require_continuous
 from qbs.inference.progress import ProgressLine
 from qbs.inference.results.diagnostics import chain_problems
 from qbs.inference.results.posterior import Posterior, to_numpy
-from qbs.inference.unconstrained import constrain, potential, site_log_probs, starting_point
+from qbs.inference.unconstrained import constrain, coordinates, potential, site_log_probs, starting_point
 
 _CAPACITY = 100  # draws a compiled block can hold
 _PRIOR_DRAWS = 20  # looked at to explain why no chain can start
@@ -102,16 +103,19 @@ class _Kernel(eqx.Module):
     target_accept: float
 
     def functions(self, bound: BoundModel) -> tuple[Any, Any]:
-        """Return `init(position, energy, gradient, key) -> state` and `step(state) -> state`."""
-        init_kernel, sample_kernel = hmc(partial(potential, bound), algo="NUTS")
+        """Return `init(position, energy, gradient, key) -> state` and `step(state) -> state`.
 
-        def init(position: Any, energy: Array, gradient: Any, key: Array) -> HMCState:
-            # NumPyro's MCMC orders the mass matrix by sorted site names; so do we.
-            dense = [tuple(sorted(position))] if self.dense_mass else []
+        Positions are vectors: the kernel has a good deal to do with them beside the gradient, and for each
+        site anew where they are trees.
+        """
+        unravel = coordinates(bound)[1]
+        init_kernel, sample_kernel = hmc(lambda position: potential(bound, unravel(position)), algo="NUTS")
+
+        def init(position: Array, energy: Array, gradient: Array, key: Array) -> HMCState:
             return init_kernel(
                 ParamInfo(position, energy, gradient),
                 self.num_warmup,
-                dense_mass=dense,
+                dense_mass=self.dense_mass,
                 target_accept_prob=self.target_accept,
                 max_tree_depth=self.max_tree_depth,
                 trajectory_length=None,
@@ -127,7 +131,7 @@ def _start(bound: BoundModel, kernel: _Kernel, keys: Array) -> tuple[HMCState, B
         start_key, run_key = jax.random.split(key)
         position, energy, gradient, is_valid = starting_point(bound, start_key)
         init, _ = kernel.functions(bound)
-        return init(position, energy, gradient, run_key), is_valid
+        return init(ravel_pytree(position)[0], energy, ravel_pytree(gradient)[0], run_key), is_valid
 
     return jax.vmap(start_chain)(keys)
 
@@ -165,8 +169,9 @@ def _advance_block(
 
 
 @jax.jit
-def _constrain_block(bound: BoundModel, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
-    return jax.vmap(jax.vmap(partial(constrain, bound)))(positions)
+def _constrain_block(bound: BoundModel, positions: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    unravel = coordinates(bound)[1]
+    return jax.vmap(jax.vmap(lambda position: constrain(bound, unravel(position))))(positions)
 
 
 def _read(bound: BoundModel, block: _Draw, length: int, kept: np.ndarray) -> Kept:
