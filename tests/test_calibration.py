@@ -231,7 +231,7 @@ CASES = {
         chains(mcmc.repeat(mcmc.TraceMH(), 5), is_unconstrained=False),
     ),
     "Dynesty, normal": (NORMAL, DYNESTY),
-    "Dynesty, schools": (SCHOOLS, DYNESTY),
+    "Dynesty, regression": (REGRESSION, DYNESTY),
     "Dynesty, counts": (COUNTS, DYNESTY),
     "Tempered, normal": (NORMAL, TEMPERED),
     "Tempered, schools": (SCHOOLS, TEMPERED),
