@@ -21,7 +21,7 @@ PAGES = [
     "docs/guides/long_runs.md",
     "docs/architecture.md",
     "docs/methods/chains.md",
-    "docs/methods/tempered.md",
+    pytest.param("docs/methods/tempered.md", marks=pytest.mark.slow),
     *(
         pytest.param(f"docs/methods/{name}.md", marks=pytest.mark.slow)
         for name in ("particle_filter", "pmmh", "particle_gibbs", "resample_move", "smc2")

@@ -365,6 +365,7 @@ def test_chains_against_quadrature(method, key, compile_events):
     )  # same key, same draws
 
 
+@pytest.mark.slow
 def test_smc_squared_against_quadrature(key, compile_events):
     log_evidence, mean, sd, _ = truth_of_coefficient(YS)
     posterior = qbs.fit(unknown_coefficient, YS, method=SQUARED, key=key)

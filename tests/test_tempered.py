@@ -60,6 +60,7 @@ def test_evidence_and_moments_in_closed_form():
         assert abs(sd - np.sqrt(0.3076923)) < 5 * np.sqrt(0.3076923 / 2 / fit.ess)
 
 
+@pytest.mark.slow
 def test_two_modes_keep_their_shares():
     fits = require_right(two_modes, (), -np.log(20), 3, smc.Tempered(num_particles=1024))
     shares = [float(np.sum(fit.weights * (fit.samples["x"] > 0))) for fit in fits]
@@ -219,7 +220,7 @@ def test_the_evidence_after_each_observation():
 @pytest.mark.parametrize(
     ("model", "data", "method"),
     [
-        (conjugate, Y, smc.Tempered(num_particles=1024, chain_length=8)),
+        pytest.param(conjugate, Y, smc.Tempered(num_particles=1024, chain_length=8), marks=pytest.mark.slow),
         (series, LONG, smc.ResampleMove(num_particles=1024, chain_length=8)),
     ],
     ids=["Tempered", "ResampleMove"],

@@ -73,6 +73,7 @@ def test_evidences_are_those_of_students_t(slab):
     np.testing.assert_allclose(found, joint[[0, 5]], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_chains_find_what_trying_all_sets_finds(key):
     x, y = simulated(6)
     model = VariableSelection()
