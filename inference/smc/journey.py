@@ -25,7 +25,7 @@ from qbs.semantics.density import unconstrain
 _BISECTIONS = 60
 _WEIGHING = 2**31 - 1  # the number of no round
 _GRADIENT = 3  # evaluations that cost about as much as a gradient
-_LEAPS = {"short glide": 4, "long glide": 12}  # of a trajectory, by kind of move
+_LEAPS = {"short glide": 5, "long glide": 15}  # of a trajectory, by kind of move
 # At first: what is zero is tried where the first is slow.
 _RATES = (("short glide", math.inf), ("slide", 0.0), ("long glide", 0.0))
 

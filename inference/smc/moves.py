@@ -26,7 +26,7 @@ from qbs.inference.binding import BoundModel
 from qbs.inference.smc.apart import Parts, parts
 
 NUM_SCALES = 11
-_NUM_GLIDES = 3
+_NUM_GLIDES = 4
 _NUM_SLIDES = 6
 _WIDTH = 5.0  # of the first interval of a slice, in standard deviations of the cloud
 _FLOOR = 0.2  # share of the step sizes that is drawn from all alike
