@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from clock import kind, now
 from jax import lax
 
 import qbs
@@ -139,7 +140,7 @@ def main():
         start = time.perf_counter()
         jax.jit(qbs.run(program)).lower(key, data).compile()
         print(f"  {title}: {time.perf_counter() - start:.1f}")
-    print("\nCPU nanoseconds for each particle and step, medians")
+    print(f"\n{kind()} nanoseconds for each particle and step, medians")
     heads = ("qbs", 7), ("by hand", 8), ("ratio", 6), ("peer", 7), ("ratio", 6), ("log Z error", 12)
     print("particles", *(f"{head:>{width}}" for head, width in heads))
     for size in sizes:
@@ -153,10 +154,10 @@ def main():
         inner = max(1, 2 * 10**5 // size)
         for _ in range(repeats):
             for name, run in filters.items():
-                start = time.process_time()
+                start = now()
                 for _ in range(inner if name != "peer" else 1):
                     jax.block_until_ready(run())
-                spent[name].append((time.process_time() - start) / (inner if name != "peer" else 1))
+                spent[name].append((now() - start) / (inner if name != "peer" else 1))
         cost = {name: statistics.median(s) / size / NUM_STEPS * 1e9 for name, s in spent.items()}
         row = f"{size:>9,} {cost['qbs']:>7.1f} {cost['hand']:>8.1f} {cost['qbs'] / cost['hand']:>6.2f}"
         if "peer" in cost:

@@ -26,7 +26,6 @@ likelihood, a gradient counting as one.
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +40,7 @@ from blackjax.smc.base import extend_params
 from blackjax.smc.resampling import systematic
 from blackjax.smc.tuning.from_kernel_info import update_scale_from_acceptance_rate
 from blackjax.smc.tuning.from_particles import particles_covariance_matrix
+from clock import now
 from evidence_models import Known, known
 from jax.flatten_util import ravel_pytree
 
@@ -225,12 +225,12 @@ def compare(case: Known, num_seeds: int, *, is_double: bool) -> dict[str, Figure
     runs: dict[str, Run] = {}
     for seed in (num_seeds, *range(num_seeds)):
         for name, prepare in WAYS.items():
-            start = time.process_time()
+            start = now()
             with jax.enable_x64(is_double):
                 if name not in runs:
                     runs[name] = prepare(case)
                 found[name].append(runs[name](seed))
-            spent[name].append(time.process_time() - start)
+            spent[name].append(now() - start)
     truth, figures = case.truth(), {}
     for name in WAYS:
         evidences = np.array([run.log_evidence for run in found[name][1:]]) - truth

@@ -13,6 +13,7 @@ from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
+from qbs.inference.cpu import Mapped, chains_in_one_kernel
 from qbs.inference.mcmc.combinators import steps_to_adapt
 from qbs.inference.mcmc.kernel import Info, Kernel, State
 from qbs.inference.mcmc.trace_target import TraceTarget
@@ -176,8 +177,9 @@ class _Block(NamedTuple):
     info: Info
 
 
-@eqx.filter_jit
+@chains_in_one_kernel
 def _advance(
+    mapped: Mapped,
     space: _Space,
     kernel: Kernel,
     state: State,
@@ -187,20 +189,22 @@ def _advance(
 ) -> tuple[State, _Block]:
     """Make a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
     target = space.target()
-    step = jax.vmap(lambda key, state: kernel.step(key, state, target))
 
-    def turn(index: Array, carry: tuple[State, _Block]) -> tuple[State, _Block]:
-        state, block = carry
-        state, info = step(jax.vmap(lambda key: jax.random.fold_in(key, done + index))(keys), state)
-        put = partial(jax.tree.map, lambda all_, new: all_.at[:, index].set(new))
-        return state, put(block, _Block(state.position, info))
+    def run_chain(key: Array, state: State) -> tuple[State, _Block]:
+        def turn(index: Array, carry: tuple[State, _Block]) -> tuple[State, _Block]:
+            state, block = carry
+            state, info = kernel.step(jax.random.fold_in(key, done + index), state, target)
+            put = partial(jax.tree.map, lambda all_, new: all_.at[index].set(new))
+            return state, put(block, _Block(state.position, info))
 
-    shapes = jax.eval_shape(lambda: step(keys, state))
-    empty = jax.tree.map(
-        lambda leaf: jnp.zeros((leaf.shape[0], _CAPACITY, *leaf.shape[1:]), leaf.dtype),
-        _Block(shapes[0].position, shapes[1]),
-    )
-    return jax.lax.fori_loop(0, length, turn, (state, empty))
+        shapes = jax.eval_shape(lambda: kernel.step(key, state, target))
+        empty = jax.tree.map(
+            lambda leaf: jnp.zeros((_CAPACITY, *leaf.shape), leaf.dtype),
+            _Block(shapes[0].position, shapes[1]),
+        )
+        return jax.lax.fori_loop(0, length, turn, (state, empty))
+
+    return mapped(run_chain)(keys, state)
 
 
 @eqx.filter_jit

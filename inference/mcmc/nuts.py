@@ -16,6 +16,7 @@ from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
+from qbs.inference.cpu import Mapped, chains_in_one_kernel, light_jit
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem, nonfinite_data, require_continuous
 from qbs.inference.progress import ProgressLine
@@ -24,7 +25,6 @@ from qbs.inference.results.posterior import Posterior, to_numpy
 from qbs.inference.unconstrained import constrain, coordinates, potential, site_log_probs, starting_point
 
 _CAPACITY = 100  # draws a compiled block can hold
-_MAX_SIDE_BY_SIDE = 20  # numbers of a position: above, a CPU runs chains faster one after the other
 _PRIOR_DRAWS = 20  # looked at to explain why no chain can start
 
 
@@ -32,7 +32,7 @@ class NUTS(Method):
     """The No-U-Turn sampler with adapted step size and mass matrix.
 
     Use it for continuous latent sites and a log density with gradients; it gives no evidence. Chains run
-    side by side as one vectorised program; on a CPU, where positions are long, one after the other in it.
+    side by side as one vectorised program; on a CPU one after the other in it, which is faster there.
 
     Attributes:
         num_chains: Number of chains; four or more let R-hat judge them.
@@ -72,7 +72,9 @@ class NUTS(Method):
         """Run all chains; see `Method.run`."""
         require_continuous(problem, "NUTS")
         bound = problem.bound
-        kernel = _Kernel(self.num_warmup, self.max_tree_depth, self.dense_mass, self.target_accept)
+        kernel = _Kernel(
+            self.num_warmup, self.max_tree_depth, self.dense_mass, jnp.asarray(self.target_accept)
+        )
         state, is_valid = _start(bound, kernel, jax.random.split(key, self.num_chains))
         if not np.all(is_valid):
             raise _no_start(problem, key)
@@ -101,7 +103,7 @@ class _Kernel(eqx.Module):
     num_warmup: int = eqx.field(static=True)
     max_tree_depth: int = eqx.field(static=True)
     dense_mass: bool = eqx.field(static=True)
-    target_accept: float
+    target_accept: Array
 
     def functions(self, bound: BoundModel) -> tuple[Any, Any]:
         """Return `init(position, energy, gradient, key) -> state` and `step(state) -> state`.
@@ -126,7 +128,7 @@ class _Kernel(eqx.Module):
         return init, sample_kernel
 
 
-@jax.jit
+@light_jit
 def _start(bound: BoundModel, kernel: _Kernel, keys: Array) -> tuple[HMCState, Bool[Array, " num_chains"]]:
     def start_chain(key: Array) -> tuple[HMCState, Array]:
         start_key, run_key = jax.random.split(key)
@@ -144,9 +146,9 @@ class _Draw(NamedTuple):
     accept_prob: Array
 
 
-@jax.jit
+@chains_in_one_kernel
 def _advance_block(
-    bound: BoundModel, kernel: _Kernel, state: HMCState, num_steps: Int[ArrayLike, ""]
+    mapped: Mapped, bound: BoundModel, kernel: _Kernel, state: HMCState, num_steps: Int[ArrayLike, ""]
 ) -> tuple[HMCState, _Draw]:
     """Run a number of steps, at most `_CAPACITY`; the number is traced, so one program does all blocks."""
     init, step = kernel.functions(bound)
@@ -167,12 +169,10 @@ def _advance_block(
         empty = jax.tree.map(lambda leaf: jnp.zeros((_CAPACITY, *jnp.shape(leaf)), leaf.dtype), record(state))
         return jax.lax.fori_loop(0, num_steps, turn, (state, empty))
 
-    if jax.default_backend() == "cpu" and one.z.size > _MAX_SIDE_BY_SIDE:
-        return jax.lax.map(run_chain, state)
-    return jax.vmap(run_chain)(state)
+    return mapped(run_chain)(state)
 
 
-@jax.jit
+@light_jit
 def _constrain_block(bound: BoundModel, positions: Array) -> tuple[dict[str, Array], dict[str, Array]]:
     unravel = coordinates(bound)[1]
     return jax.vmap(jax.vmap(lambda position: constrain(bound, unravel(position))))(positions)

@@ -1,0 +1,162 @@
+"""Loops of small steps on a CPU: compiled into one kernel, where XLA would start a kernel for each operation.
+
+A step of a chain is some fifty operations on a few numbers. XLA's CPU runtime takes about as long to start one
+as to compute it, and hands some to other threads; a loop that is compiled as a whole does neither. XLA does so
+itself with the smallest loops: here larger ones are marked as it marks those. What XLA cannot compile in this
+way (calls of LAPACK, sorting, callbacks) and what has arrays long enough to keep several cores busy is left to
+the usual way, and everything is on other devices.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial, wraps
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from qbs.jaxprs import inner_jaxprs, open_jaxpr, variables
+
+# How XLA marks a call that becomes a kernel of its own. Fusions of its newer emitters cannot be part of one.
+_ONE_KERNEL = {"inlineable": "false", "xla_cpu_small_call": "true"}
+_LIGHT = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+_LONG = 100_000  # numbers in an array, above which a kernel's start is nothing beside its work
+
+# Primitives that become calls into a library, or need what only the runtime has.
+_OUTSIDE = frozenset(
+    "approx_top_k cholesky cholesky_update conv_general_dilated custom_partitioning debug_callback "
+    "debug_print eig eigh fft ffi_call geqp3 geqrf hessenberg householder_product io_callback lu "
+    "lu_pivots_to_permutation ormqr pure_callback qr schur sort svd top_k triangular_solve tridiagonal "
+    "tridiagonal_solve".split()
+)
+_IN_PLACE = ("dynamic_update_slice", "scatter")  # which write a part of an array that may be long
+
+
+Mapped = Callable[[Callable], Callable]
+
+
+def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
+    """Compile a loop of chains, as `equinox.filter_jit` does; on a CPU into one kernel, where it pays.
+
+    Such a kernel runs on one core. The compiler is told to optimize less, which takes half the time; the code
+    is as fast. Inside, chains run one after the other: side by side they would wait for each other.
+
+    Args:
+        function: Called as `function(mapped, *args)`. It applies `mapped`, a `jax.vmap` or what gives the same,
+            to what one chain does. Of `args`, what is no array is part of the program. It returns a pytree of
+            arrays; one array of numbers at least.
+
+    Returns:
+        A function of `args`.
+    """
+
+    @lru_cache(maxsize=64)
+    def way(structure: Any, kinds: tuple, fixed: tuple, _is_double: bool) -> _Way:
+        def with_arrays(mapped: Mapped) -> Callable:
+            return jax.jit(lambda arrays: function(mapped, *eqx.combine(arrays, jax.tree.unflatten(*fixed))))
+
+        usual, in_turn = with_arrays(jax.vmap), with_arrays(_in_turn)
+        arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in kinds]
+        traced = in_turn.trace(structure.unflatten(arguments))
+        return _Way(_marked(traced) if _pays(traced.jaxpr.jaxpr) else usual, usual)
+
+    elsewhere = eqx.filter_jit(partial(function, jax.vmap))
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if jax.default_backend() != "cpu" or not _knows_options():
+            return elsewhere(*args)
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        leaves, structure = jax.tree.flatten(arrays)
+        fixed, frame = jax.tree.flatten(rest)
+        kinds = tuple(map(jax.typeof, leaves))
+        return way(structure, kinds, (frame, tuple(fixed)), jax.config.jax_enable_x64)(arrays)
+
+    return call
+
+
+def _in_turn(function: Callable) -> Callable:
+    """Return a function that does what that of `jax.vmap` does, one after the other."""
+    return lambda *args: jax.lax.map(lambda each: function(*each), args)
+
+
+@dataclass
+class _Way:
+    """How a function is run for arguments of some shapes: first, and where the compiler cannot do that."""
+
+    first: Callable
+    usual: Callable
+
+    def __call__(self, arrays: Any) -> Any:
+        try:
+            return self.first(arrays)
+        except jax.errors.JaxRuntimeError:
+            if self.first is self.usual:
+                raise
+            self.first = self.usual
+            return self.usual(arrays)
+
+
+def light_jit(function: Callable) -> Callable:
+    """Compile a function as `jax.jit` does; on a CPU with less optimization, for what runs once or seldom."""
+    usual, light = jax.jit(function), jax.jit(function, compiler_options=_LIGHT)
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        return (light if jax.default_backend() == "cpu" and _knows_options() else usual)(*args)
+
+    return call
+
+
+def _marked(traced: jax.stages.Traced) -> Callable:
+    """Return what was traced, as a call that is compiled into one kernel."""
+    kinds, structure = jax.tree.flatten(traced.out_info)
+    mark = next(i for i, kind in enumerate(kinds) if not jnp.issubdtype(kind.dtype, jax.dtypes.prng_key))
+    inner = jax.jit(jex.core.jaxpr_as_fun(traced.jaxpr))
+
+    def outer(arrays: Any) -> Any:
+        results = inner(*jax.tree.leaves(arrays))
+        results[mark] = set_xla_metadata(results[mark], **_ONE_KERNEL)
+        return structure.unflatten(results)
+
+    return jax.jit(outer, compiler_options=_LIGHT)
+
+
+def _pays(jaxpr: Any) -> bool:
+    """Whether a computation can be one kernel, as far as can be told before compiling, and runs faster so."""
+    return all(
+        equation.primitive.name not in _OUTSIDE
+        and (equation.primitive.name in _IN_PLACE or _longest(equation) <= _LONG)
+        for equation in _operations(jaxpr)
+    )
+
+
+def _longest(equation: Any) -> int:
+    """Return how many numbers the longest array has that an operation reads or writes."""
+    arrays = [*variables(equation), *equation.outvars]
+    return max((math.prod(variable.aval.shape) for variable in arrays), default=0)
+
+
+def _operations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a computation at any depth: those that call no other computation."""
+    for equation in jaxpr.eqns:
+        called = [open_jaxpr(inner)[0] for inner in inner_jaxprs(equation)]
+        if not called or equation.primitive.name in _OUTSIDE:
+            yield equation
+        for inner in called:
+            yield from _operations(inner)
+
+
+@cache
+def _knows_options() -> bool:
+    """Whether this version's compiler takes the options that are asked for here."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_LIGHT)(np.float32(0))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
