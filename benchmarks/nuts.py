@@ -4,10 +4,10 @@ All run in one process, in turns, on the models of `benchmarks/sampling_models.p
 chains, steps of warm-up and draws, in float32. A gradient is a leapfrog step of a chain, of warm-up or after
 it; those that vectorised chains make while they wait for each other are paid for and not counted. Effective
 draws are the smallest effective sample size in bulk of all parameters, the median of the runs: now and then a
-chain of the horseshoe is caught at a point of its prior, with any sampler. CPU time is that of the whole process
-for a call with a new seed; the first call's excess over it is compiling, with no cache on disk. NumPyro's
-kernel runs in one compiled loop too, since its `MCMC` compiles anew in each call; its search for a start is
-not counted. Its chains run vectorised and one after the other; the faster counts.
+chain of the horseshoe is caught at a point of its prior, with any sampler. CPU time is that of the whole
+process for a call with a new seed; the first call's excess over it is compiling, with no cache on disk.
+NumPyro's kernel runs in one compiled loop too, since its `MCMC` compiles anew in each call; its search for a
+start is not counted. Its chains run vectorised and one after the other; the faster counts.
 
     pip install blackjax
     python benchmarks/nuts.py [--models eight_schools,radon] [--seeds 3] [--draws 1000]

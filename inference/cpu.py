@@ -1,10 +1,10 @@
-"""Loops of small steps on a CPU: compiled into one kernel, where XLA would start a kernel for each operation.
+"""Loops of chains on a CPU: compiled into one kernel, where XLA would start a kernel for each operation.
 
-A step of a chain is some fifty operations on a few numbers. XLA's CPU runtime takes about as long to start one
-as to compute it, and hands some to other threads; a loop that is compiled as a whole does neither. XLA does so
+A step of a chain is some fifty operations on a few numbers. XLA's CPU runtime takes about as long to start
+one as to compute it, and hands some to other threads; a loop compiled as a whole does neither. XLA does so
 itself with the smallest loops: here larger ones are marked as it marks those. What XLA cannot compile in this
-way (calls of LAPACK, sorting, callbacks) and what has arrays long enough to keep several cores busy is left to
-the usual way, and everything is on other devices.
+way (calls of LAPACK, sorting, callbacks), and what has arrays long enough to keep several cores busy, is left
+to the usual way, and everything is on other devices.
 """
 
 import math
@@ -29,10 +29,36 @@ _LONG = 100_000  # numbers in an array, above which a kernel's start is nothing 
 
 # Primitives that become calls into a library, or need what only the runtime has.
 _OUTSIDE = frozenset(
-    "approx_top_k cholesky cholesky_update conv_general_dilated custom_partitioning debug_callback "
-    "debug_print eig eigh fft ffi_call geqp3 geqrf hessenberg householder_product io_callback lu "
-    "lu_pivots_to_permutation ormqr pure_callback qr schur sort svd top_k triangular_solve tridiagonal "
-    "tridiagonal_solve".split()
+    {
+        "approx_top_k",
+        "cholesky",
+        "cholesky_update",
+        "conv_general_dilated",
+        "custom_partitioning",
+        "debug_callback",
+        "debug_print",
+        "eig",
+        "eigh",
+        "fft",
+        "ffi_call",
+        "geqp3",
+        "geqrf",
+        "hessenberg",
+        "householder_product",
+        "io_callback",
+        "lu",
+        "lu_pivots_to_permutation",
+        "ormqr",
+        "pure_callback",
+        "qr",
+        "schur",
+        "sort",
+        "svd",
+        "top_k",
+        "triangular_solve",
+        "tridiagonal",
+        "tridiagonal_solve",
+    }
 )
 _IN_PLACE = ("dynamic_update_slice", "scatter")  # which write a part of an array that may be long
 
@@ -47,22 +73,22 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
     is as fast. Inside, chains run one after the other: side by side they would wait for each other.
 
     Args:
-        function: Called as `function(mapped, *args)`. It applies `mapped`, a `jax.vmap` or what gives the same,
-            to what one chain does. Of `args`, what is no array is part of the program. It returns a pytree of
-            arrays; one array of numbers at least.
+        function: Called as `function(mapped, *args)`. It applies `mapped`, a `jax.vmap` or what gives the
+            same, to what one chain does. Of `args`, what is no array is part of the program. It returns a
+            pytree of arrays; one array of numbers at least.
 
     Returns:
         A function of `args`.
     """
 
     @lru_cache(maxsize=64)
-    def way(structure: Any, kinds: tuple, fixed: tuple, _is_double: bool) -> _Way:
-        def with_arrays(mapped: Mapped) -> Callable:
+    def way(structure: Any, kinds: tuple, fixed: tuple, _precision: Any) -> _Way:
+        def with_arrays(mapped: Mapped) -> Any:
             return jax.jit(lambda arrays: function(mapped, *eqx.combine(arrays, jax.tree.unflatten(*fixed))))
 
         usual, in_turn = with_arrays(jax.vmap), with_arrays(_in_turn)
         arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in kinds]
-        traced = in_turn.trace(structure.unflatten(arguments))
+        traced = in_turn.trace(jax.tree.unflatten(structure, arguments))
         return _Way(_marked(traced) if _pays(traced.jaxpr.jaxpr) else usual, usual)
 
     elsewhere = eqx.filter_jit(partial(function, jax.vmap))
@@ -75,7 +101,7 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
         leaves, structure = jax.tree.flatten(arrays)
         fixed, frame = jax.tree.flatten(rest)
         kinds = tuple(map(jax.typeof, leaves))
-        return way(structure, kinds, (frame, tuple(fixed)), jax.config.jax_enable_x64)(arrays)
+        return way(structure, kinds, (frame, tuple(fixed)), jnp.result_type(float))(arrays)
 
     return call
 
@@ -122,7 +148,7 @@ def _marked(traced: jax.stages.Traced) -> Callable:
     def outer(arrays: Any) -> Any:
         results = inner(*jax.tree.leaves(arrays))
         results[mark] = set_xla_metadata(results[mark], **_ONE_KERNEL)
-        return structure.unflatten(results)
+        return jax.tree.unflatten(structure, results)
 
     return jax.jit(outer, compiler_options=_LIGHT)
 

@@ -24,6 +24,7 @@ from qbs.semantics.density import unconstrain
 
 _BISECTIONS = 60
 _WEIGHING = 2**31 - 1  # the number of no round
+_MANY_ROUNDS, _MOST_STEPS = 6, 5  # rounds from which steps are shorter, and how much shorter at most
 _GRADIENT = 3  # evaluations that cost about as much as a gradient
 _LEAPS = {"short glide": 5, "long glide": 15}  # of a trajectory, by kind of move
 # At first: what is zero is tried where the first is slow.
@@ -113,7 +114,7 @@ class Journey:
 
     def _reweighed(self, here: Here) -> Here:
         method, number = self._method, np.asarray(len(here.stages))
-        length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), np.asarray(method.ess))
+        length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), self._ess(here))
         arrays, stage = _reweigh(self._key, number, *old, method.num_islands, length)
         return here._replace(
             arrays=arrays,
@@ -122,6 +123,15 @@ class Journey:
             correlations=(*here.correlations, 1.0),
             needed=method.max_rounds if method.chain_length is None else length - 1,
         )
+
+    def _ess(self, here: Here) -> np.ndarray:
+        """Return the effective sample size of the next reweighting, as a share.
+
+        Moves that forget slowly on the whole hardly move some particles: what a long step asks of those
+        they do not make up for, with any number of rounds. So steps are shorter there.
+        """
+        rounds = here.rounds[-1] if here.rounds and self._method.chain_length is None else 0
+        return np.asarray(1 - (1 - self._method.ess) / np.clip(rounds / _MANY_ROUNDS, 1, _MOST_STEPS))
 
     def _moved(self, here: Here) -> Here:
         method, rates, done = self._method, dict(here.rates), here.rounds[-1]
@@ -172,16 +182,6 @@ class Journey:
             else f"score {here.stage:.1f}/{self._num_portions}"
         )
         return f"{where}, round {here.rounds[-1]}, {here.num_calls:,} calls, ln Z {log_evidence:.2f}"
-
-    def fraction(self, here: Here) -> float:
-        """Return how much of the way is done, as if stages grew by a constant factor."""
-        share, first = here.stage / self._num_portions, here.stages[0] / self._num_portions
-        if first >= 1:
-            return 1.0
-        steps = len(here.stages)
-        pace = (math.log(share) - math.log(first)) / max(steps - 1, 1)
-        left = -math.log(share) / pace if pace > 0 else 10.0
-        return steps / (steps + left)
 
     def saved(self, here: Here) -> Saved:
         """Return a place as a section of a checkpoint."""
