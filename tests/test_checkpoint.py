@@ -51,6 +51,16 @@ def states(y):
     scan(step, 0.0, y)
 
 
+def series_of_normals(y):
+    mean = numpyro.sample("mean", dist.Normal(0, 2))
+
+    def step(carry, value):
+        numpyro.sample("y", dist.Normal(mean, 1), obs=value)
+        return carry, None
+
+    jax.lax.scan(step, 0.0, y)
+
+
 METHODS = {
     "NUTS": (normal, mcmc.NUTS(num_warmup=60, num_draws=80)),
     "Chains": (
@@ -61,6 +71,7 @@ METHODS = {
     ),
     "Dynesty": (normal, nested.Dynesty(num_live=60, dlogz=0.5)),
     "Tempered": (normal, smc.Tempered(num_particles=64, num_islands=4)),
+    "ResampleMove": (series_of_normals, smc.ResampleMove(num_particles=64, num_islands=4)),
     "ParticleFilter": (states, smc.ParticleFilter(num_particles=50, num_islands=4, num_paths=5)),
     "PMMH": (series, smc.PMMH(num_particles=10, num_warmup=20, num_draws=30)),
     "ParticleGibbs": (series, smc.ParticleGibbs(num_particles=4, num_warmup=20, num_draws=30)),

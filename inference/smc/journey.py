@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Saved, pack, unpack
+from qbs.inference.cpu import light_jit
 from qbs.inference.sites import walk
 from qbs.inference.smc.islands import combined_evidence
 from qbs.inference.smc.moves import NUM_SCALES, Cloud, Shape, glide, shape_of, slide
@@ -24,7 +25,8 @@ from qbs.semantics.density import unconstrain
 
 _BISECTIONS = 60
 _WEIGHING = 2**31 - 1  # the number of no round
-_MANY_ROUNDS, _MOST_STEPS = 6, 5  # rounds from which steps are shorter, and how much shorter at most
+_FEW_ROUNDS = 6  # enough after a long step, or it was too long
+_SHORTER = 5  # how many times, by the share of the particles that a reweighting costs
 _GRADIENT = 3  # evaluations that cost about as much as a gradient
 _LEAPS = {"short glide": 5, "long glide": 15}  # of a trajectory, by kind of move
 # At first: what is zero is tried where the first is slow.
@@ -69,6 +71,9 @@ class Here(NamedTuple):
 
     Attributes:
         arrays: The particles, and what goes with them.
+        origin: The same before the last step.
+        num_steps: Steps from stage to stage so far, with those that were taken back.
+        is_short: Whether the last was a short one.
         stages: Stages reached: inverse temperatures, or numbers of scores.
         rounds: Rounds of moves made at each.
         correlations: Correlation of the log likelihood with its value before them, at each.
@@ -79,6 +84,9 @@ class Here(NamedTuple):
     """
 
     arrays: Arrays
+    origin: Arrays
+    num_steps: int = 0
+    is_short: bool = False
     stages: tuple[float, ...] = ()
     rounds: tuple[int, ...] = ()
     correlations: tuple[float, ...] = ()
@@ -110,28 +118,44 @@ class Journey:
 
     def next(self, here: Here) -> Here:
         """Return the place after one more reweighting, or one more round of moves."""
-        return self._reweighed(here) if here.is_moved else self._moved(here)
+        if here.is_moved:
+            return self._reweighed(here, is_short=here.is_short and here.rounds[-1] > _FEW_ROUNDS)
+        return self._taken_back(here) if self._is_too_far(here) else self._moved(here)
 
-    def _reweighed(self, here: Here) -> Here:
-        method, number = self._method, np.asarray(len(here.stages))
-        length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), self._ess(here))
+    def _is_too_far(self, here: Here) -> bool:
+        """Whether the last step was a long one to where moves are slow.
+
+        Moves that forget slowly on the whole hardly move some of the particles. What a long step asks of
+        those they do not make up for with any number of rounds, and the evidence comes out too small.
+        """
+        is_slow = here.rounds[-1] >= _FEW_ROUNDS and here.correlations[-1] > self._method.max_correlation
+        return is_slow and not here.is_short and self._method.chain_length is None
+
+    def _taken_back(self, here: Here) -> Here:
+        """Return the place after a shorter step than the last, from where that one went."""
+        before = here._replace(
+            arrays=here.origin,
+            stages=here.stages[:-1],
+            rounds=here.rounds[:-1],
+            correlations=here.correlations[:-1],
+        )
+        return self._reweighed(before, is_short=True)
+
+    def _reweighed(self, here: Here, *, is_short: bool) -> Here:
+        method, number = self._method, np.asarray(here.num_steps)
+        share = 1 - (1 - method.ess) / (_SHORTER if is_short else 1)
+        length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), np.asarray(share))
         arrays, stage = _reweigh(self._key, number, *old, method.num_islands, length)
         return here._replace(
             arrays=arrays,
+            origin=here.arrays,
+            num_steps=here.num_steps + 1,
+            is_short=is_short,
             stages=(*here.stages, float(stage)),
             rounds=(*here.rounds, 0),
             correlations=(*here.correlations, 1.0),
             needed=method.max_rounds if method.chain_length is None else length - 1,
         )
-
-    def _ess(self, here: Here) -> np.ndarray:
-        """Return the effective sample size of the next reweighting, as a share.
-
-        Moves that forget slowly on the whole hardly move some particles: what a long step asks of those
-        they do not make up for, with any number of rounds. So steps are shorter there.
-        """
-        rounds = here.rounds[-1] if here.rounds and self._method.chain_length is None else 0
-        return np.asarray(1 - (1 - self._method.ess) / np.clip(rounds / _MANY_ROUNDS, 1, _MOST_STEPS))
 
     def _moved(self, here: Here) -> Here:
         method, rates, done = self._method, dict(here.rates), here.rounds[-1]
@@ -141,7 +165,7 @@ class Journey:
         if done % 4 == 3:
             others = [other for other in rates if other != kind]
             kind = others[done // 4 % len(others)]
-        place = np.asarray(len(here.stages)), np.asarray(done), np.asarray(here.stage)
+        place = np.asarray(here.num_steps), np.asarray(done), np.asarray(here.stage)
         arrays, told = _round(
             self._bound,
             self._key,
@@ -186,7 +210,7 @@ class Journey:
     def saved(self, here: Here) -> Saved:
         """Return a place as a section of a checkpoint."""
         facts = here._asdict()
-        return Saved(facts, pack(facts.pop("arrays")))
+        return Saved(facts, pack((facts.pop("arrays"), facts.pop("origin"))))
 
     def restored(self, saved: Saved | None, cloud: Cloud) -> Here:
         """Return the place that a section of a checkpoint tells of, or the start."""
@@ -199,9 +223,9 @@ class Journey:
             jnp.zeros((num_islands, self._num_portions)),
         )
         if saved is None:
-            return Here(start, num_calls=self._method.num_particles)
+            return Here(start, start, num_calls=self._method.num_particles)
         facts = {name: _as_tuple(value) for name, value in saved.facts.items()}
-        return Here(**{**facts, "arrays": unpack(saved.arrays, start)})
+        return Here(*unpack(saved.arrays, (start, start)), **facts)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -221,7 +245,7 @@ def particle_shape(bound: BoundModel, num_portions: int) -> Shape:
     return shape_of(jax.eval_shape(partial(draw_sites, bound), jax.random.key(0)), num_portions)
 
 
-@partial(jax.jit, static_argnames=("num_islands", "length"))
+@light_jit
 def _reweigh(
     key: Array,
     number: ArrayLike,

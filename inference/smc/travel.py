@@ -4,7 +4,6 @@ import math
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jax import lax
@@ -14,6 +13,7 @@ from jaxtyping import Array
 from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Keeper
+from qbs.inference.cpu import light_jit
 from qbs.inference.method import require_positive
 from qbs.inference.problem import Problem, nonfinite_data
 from qbs.inference.progress import Pace, ProgressLine
@@ -189,7 +189,7 @@ def _require_usable(problem: Problem, cloud: Cloud) -> None:
         )
 
 
-@eqx.filter_jit
+@light_jit
 def _draw(
     bound: BoundModel, key: Array, num_particles: int, num_portions: int, chunk_size: int | None
 ) -> Cloud:
@@ -207,7 +207,7 @@ def _draw(
     return Cloud(points, evaluate(bound, particle_shape(bound, num_portions), points, chunk_size))
 
 
-@eqx.filter_jit
+@light_jit
 def _values(bound: BoundModel, points: Array) -> tuple[dict[str, Array], dict[str, Array]]:
     shape = particle_shape(bound, 1)
     return lax.map(lambda point: constrain(bound, shape.unravel(point)), points, batch_size=256)
