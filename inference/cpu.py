@@ -70,7 +70,8 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
     """Compile a loop of chains, as `equinox.filter_jit` does; on a CPU into one kernel, where it pays.
 
     Such a kernel runs on one core. The compiler is told to optimize less, which takes half the time; the code
-    is as fast. Inside, chains run one after the other: side by side they would wait for each other.
+    is as fast. Inside, chains run one after the other: side by side they would wait for each other, and the
+    last bits of a number would depend on where it stands among them.
 
     Args:
         function: Called as `function(mapped, *args)`. It applies `mapped`, a `jax.vmap` or what gives the

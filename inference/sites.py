@@ -61,7 +61,8 @@ def walk(
             `None` for one that a branch passes by. In a loop the distribution is that of one step.
     """
     staged = program.stage(*args)
-    names = {name for equation in staged.jaxpr.eqns for name in effect_names(equation, {sample_p, score_p})}
+    # In the order of the program, and not of a set, whose own would change sums in the last bit.
+    names = [name for equation in staged.jaxpr.eqns for name in effect_names(equation, {sample_p, score_p})]
     state = key, dict.fromkeys(names, jnp.zeros(()))
     found = interpret(
         staged.jaxpr.jaxpr, staged.jaxpr.consts, staged.operands, _BySite(watch), state, dict(given)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -349,6 +350,10 @@ def _run(name, path, out):
         longer["num_particles"] = 20
     if name == "SMC2":
         longer["num_particles"] = 32
+    if name == "ParticleFilter":
+        longer["num_islands"] = 1000
+    if name in ("Tempered", "ResampleMove"):
+        longer |= {"num_particles": 8192, "num_islands": 4}
     method = type(method)(**{**vars(method), **longer})
     data = np.concatenate([DATA] * 10)
     checkpoint = qbs.Checkpoint(path, seconds=0.0) if path else None
@@ -360,9 +365,14 @@ def _run(name, path, out):
 @pytest.mark.parametrize("name", METHODS)
 def test_kill_9_and_resume(name, tmp_path):
     path, out = tmp_path / "run.checkpoint", tmp_path / "run.qbs"
-    command = [sys.executable, __file__, name]
-    subprocess.run([*command, "", tmp_path / "whole.qbs"], check=True)
-    process = subprocess.Popen([*command, path, out])
+    command = [sys.executable, __file__, name]  # each with another order of sets
+    seed = iter(range(1, 4))
+
+    def environment():
+        return os.environ | {"PYTHONHASHSEED": str(next(seed))}
+
+    subprocess.run([*command, "", tmp_path / "whole.qbs"], check=True, env=environment())
+    process = subprocess.Popen([*command, path, out], env=environment())
     while not path.exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -370,7 +380,7 @@ def test_kill_9_and_resume(name, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done too soon for this test"
     assert not out.exists()
-    subprocess.run([*command, path, out], check=True)
+    subprocess.run([*command, path, out], check=True, env=environment())
     require_same(qbs.load(out), qbs.load(tmp_path / "whole.qbs"))
 
 

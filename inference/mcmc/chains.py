@@ -207,9 +207,9 @@ def _advance(
     return mapped(run_chain)(keys, state)
 
 
-@eqx.filter_jit
-def _values(space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
-    return jax.vmap(jax.vmap(space.values))(positions)
+@chains_in_one_kernel
+def _values(mapped: Mapped, space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    return mapped(mapped(space.values))(positions)
 
 
 def _read(space: _Space, block: _Block, length: int, kept: np.ndarray) -> Kept:

@@ -172,10 +172,12 @@ def _advance_block(
     return mapped(run_chain)(state)
 
 
-@light_jit
-def _constrain_block(bound: BoundModel, positions: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+@chains_in_one_kernel
+def _constrain_block(
+    mapped: Mapped, bound: BoundModel, positions: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
     unravel = coordinates(bound)[1]
-    return jax.vmap(jax.vmap(lambda position: constrain(bound, unravel(position))))(positions)
+    return mapped(mapped(lambda position: constrain(bound, unravel(position))))(positions)
 
 
 def _read(bound: BoundModel, block: _Draw, length: int, kept: np.ndarray) -> Kept:
