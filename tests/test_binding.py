@@ -441,3 +441,15 @@ def test_names():
     assert model_name(functools.partial(regression, X)) == "partial"
     assert bind(regression, (X, Y)).name == "regression"
     assert bind(regression, (X, Y), name="mine").name == "mine"
+
+
+def test_densities_of_sites_are_in_the_order_of_the_program(key):
+    """In that of a set their sum would depend on the process, in the last bit."""
+    names = [f"x{i}" for i in (5, 3, 9, 1, 7, 0, 8)]
+
+    def model(y):
+        total = sum(numpyro.sample(name, dist.Normal()) for name in names)
+        numpyro.sample("a", dist.Normal(total, 1), obs=y)
+
+    bound = bind(model, (np.float32(0.5),))
+    assert list(walk(bound.program, bound.arrays, key, {}).log_probs) == [*names, "a"]

@@ -16,7 +16,7 @@ from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
-from qbs.inference.cpu import Mapped, chains_in_one_kernel, light_jit
+from qbs.inference.cpu import Mapped, chains_in_one_kernel
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem, nonfinite_data, require_continuous
 from qbs.inference.progress import ProgressLine
@@ -128,15 +128,17 @@ class _Kernel(eqx.Module):
         return init, sample_kernel
 
 
-@light_jit
-def _start(bound: BoundModel, kernel: _Kernel, keys: Array) -> tuple[HMCState, Bool[Array, " num_chains"]]:
+@chains_in_one_kernel
+def _start(
+    mapped: Mapped, bound: BoundModel, kernel: _Kernel, keys: Array
+) -> tuple[HMCState, Bool[Array, " num_chains"]]:
     def start_chain(key: Array) -> tuple[HMCState, Array]:
         start_key, run_key = jax.random.split(key)
         position, energy, gradient, is_valid = starting_point(bound, start_key)
         init, _ = kernel.functions(bound)
         return init(ravel_pytree(position)[0], energy, ravel_pytree(gradient)[0], run_key), is_valid
 
-    return jax.vmap(start_chain)(keys)
+    return mapped(start_chain)(keys)
 
 
 class _Draw(NamedTuple):
