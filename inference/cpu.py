@@ -60,10 +60,36 @@ _OUTSIDE = frozenset(
         "tridiagonal_solve",
     }
 )
+# Primitives that are loops, or become loops.
+_LOOPS = frozenset(
+    {
+        "betainc",
+        "cond",
+        "igamma",
+        "igamma_grad_a",
+        "igammac",
+        "random_gamma",
+        "regularized_incomplete_beta",
+        "scan",
+        "while",
+    }
+)
 _IN_PLACE = ("dynamic_update_slice", "scatter")  # which write a part of an array that may be long
 
 
 Mapped = Callable[[Callable], Callable]
+
+
+def is_straight(function: Callable, *args: Any) -> bool:
+    """Whether a function has no control flow of its own and calls nothing outside.
+
+    XLA aborts on some loops within loops that are to be one kernel, and an abort cannot be caught. The loops
+    of a sampler are known and tested; those of a model are not, so that it must have none.
+    """
+    return all(
+        equation.primitive.name not in _OUTSIDE | _LOOPS
+        for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr)
+    )
 
 
 def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
@@ -79,7 +105,7 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
             pytree of arrays; one array of numbers at least.
 
     Returns:
-        A function of `args`.
+        A function of `args`, which does as usual with `is_possible=False`.
     """
 
     @lru_cache(maxsize=64)
@@ -95,8 +121,8 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
     elsewhere = eqx.filter_jit(partial(function, jax.vmap))
 
     @wraps(function)
-    def call(*args: Any) -> Any:
-        if jax.default_backend() != "cpu" or not _knows_options():
+    def call(*args: Any, is_possible: bool = True) -> Any:
+        if not is_possible or jax.default_backend() != "cpu" or not _knows_options():
             return elsewhere(*args)
         arrays, rest = eqx.partition(args, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
@@ -171,13 +197,18 @@ def _longest(equation: Any) -> int:
 
 
 def _operations(jaxpr: Any) -> Iterator[Any]:
-    """Yield the equations of a computation at any depth: those that call no other computation."""
-    for equation in jaxpr.eqns:
-        called = [open_jaxpr(inner)[0] for inner in inner_jaxprs(equation)]
-        if not called or equation.primitive.name in _OUTSIDE:
+    """Yield the equations of a computation that call no other, at any depth."""
+    for equation in _equations(jaxpr):
+        if equation.primitive.name in _OUTSIDE or not any(True for _ in inner_jaxprs(equation)):
             yield equation
-        for inner in called:
-            yield from _operations(inner)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a computation, at any depth."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in inner_jaxprs(equation):
+            yield from _equations(open_jaxpr(inner)[0])
 
 
 @cache

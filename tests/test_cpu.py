@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qbs.inference import cpu
-from qbs.inference.cpu import chains_in_one_kernel, light_jit
+from qbs.inference.cpu import chains_in_one_kernel, is_straight, light_jit
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="for a CPU alone")
 
@@ -153,3 +153,20 @@ def test_an_unknown_option_is_left_out(key, monkeypatch):
             np.testing.assert_allclose(compiled(keys, start, 5)["places"], expected, rtol=1e-5, atol=1e-6)
     finally:
         cpu._knows_options.cache_clear()
+
+
+def test_loops_of_a_model_are_seen():
+    x = jnp.arange(3.0)
+    assert is_straight(jax.grad(lambda x: jnp.sum(jax.nn.softplus(x) * jax.scipy.special.erf(x))), x)
+    assert not is_straight(jax.grad(lambda x: jax.lax.scan(lambda c, y: (c * y, None), 1.0, x)[0]), x)
+    assert not is_straight(jax.jit(lambda x: jax.lax.cond(x[0] > 0, jnp.sum, jnp.max, x)), x)
+    assert not is_straight(lambda x: jax.scipy.special.gammainc(x, 2.0), x)
+    assert not is_straight(lambda x: jnp.linalg.cholesky(jnp.diag(x)), x)
+
+
+def test_usual_when_it_is_not_possible(key):
+    keys, start = started(key)
+    found = chains_in_one_kernel(walks)(keys, start, 9, is_possible=False)
+    np.testing.assert_allclose(
+        found["places"], walks(jax.vmap, keys, start, 9)["places"], rtol=1e-5, atol=1e-6
+    )

@@ -13,7 +13,6 @@ from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
-from qbs.inference.cpu import Mapped, chains_in_one_kernel
 from qbs.inference.mcmc.combinators import steps_to_adapt
 from qbs.inference.mcmc.kernel import Info, Kernel, State
 from qbs.inference.mcmc.trace_target import TraceTarget
@@ -177,9 +176,8 @@ class _Block(NamedTuple):
     info: Info
 
 
-@chains_in_one_kernel
+@eqx.filter_jit
 def _advance(
-    mapped: Mapped,
     space: _Space,
     kernel: Kernel,
     state: State,
@@ -204,12 +202,12 @@ def _advance(
         )
         return jax.lax.fori_loop(0, length, turn, (state, empty))
 
-    return mapped(run_chain)(keys, state)
+    return jax.vmap(run_chain)(keys, state)
 
 
-@chains_in_one_kernel
-def _values(mapped: Mapped, space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
-    return mapped(mapped(space.values))(positions)
+@eqx.filter_jit
+def _values(space: _Space, positions: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    return jax.vmap(jax.vmap(space.values))(positions)
 
 
 def _read(space: _Space, block: _Block, length: int, kept: np.ndarray) -> Kept:

@@ -16,7 +16,7 @@ from qbs.errors import LikelihoodError
 from qbs.inference.binding import BoundModel
 from qbs.inference.blocks import Converged, Kept, Plan, Run, run_blocks, run_problems
 from qbs.inference.checkpoint import Keeper
-from qbs.inference.cpu import Mapped, chains_in_one_kernel
+from qbs.inference.cpu import Mapped, chains_in_one_kernel, is_straight
 from qbs.inference.method import Method, require_positive
 from qbs.inference.problem import Problem, nonfinite_data, require_continuous
 from qbs.inference.progress import ProgressLine
@@ -75,15 +75,16 @@ class NUTS(Method):
         kernel = _Kernel(
             self.num_warmup, self.max_tree_depth, self.dense_mass, jnp.asarray(self.target_accept)
         )
-        state, is_valid = _start(bound, kernel, jax.random.split(key, self.num_chains))
+        straight = _is_straight(bound)
+        state, is_valid = _start(bound, kernel, jax.random.split(key, self.num_chains), is_possible=straight)
         if not np.all(is_valid):
             raise _no_start(problem, key)
 
         def advance(state: HMCState, _done: Array, length: Array) -> tuple[HMCState, _Draw]:
-            return _advance_block(bound, kernel, state, length)
+            return _advance_block(bound, kernel, state, length, is_possible=straight)
 
         plan = Plan("NUTS", self.num_warmup, self.num_draws, _CAPACITY, until=self.until)
-        run = run_blocks(plan, state, advance, partial(_read, bound), _said, line, keeper)
+        run = run_blocks(plan, state, advance, partial(_read, bound, straight=straight), _said, line, keeper)
         draws, stats = run.draws()
         samples, derived = problem.in_order(draws)
         stats["reached_max_depth"] = stats["num_steps"] >= 2**self.max_tree_depth - 1
@@ -141,6 +142,20 @@ def _start(
     return mapped(start_chain)(keys)
 
 
+_STRAIGHT: dict[str, bool] = {}  # by digest
+
+
+def _is_straight(bound: BoundModel) -> bool:
+    """Whether the model has no loops, so that chains can be one kernel."""
+    if bound.digest not in _STRAIGHT:
+        origin, unravel = coordinates(bound)
+        gradient = jax.grad(lambda position: potential(bound, unravel(position)))
+        _STRAIGHT[bound.digest] = is_straight(gradient, origin) and is_straight(
+            lambda position: constrain(bound, unravel(position)), origin
+        )
+    return _STRAIGHT[bound.digest]
+
+
 class _Draw(NamedTuple):
     position: Any
     num_steps: Array
@@ -182,13 +197,13 @@ def _constrain_block(
     return mapped(mapped(lambda position: constrain(bound, unravel(position))))(positions)
 
 
-def _read(bound: BoundModel, block: _Draw, length: int, kept: np.ndarray) -> Kept:
+def _read(bound: BoundModel, block: _Draw, length: int, kept: np.ndarray, *, straight: bool) -> Kept:
     """Count a block of steps, and take its draws."""
     steps = jax.tree.map(lambda leaf: leaf[:, :length], to_numpy(block._replace(position=())))
     counts = {"gradients": int(steps.num_steps.sum())}
     if not kept.size:
         return Kept({}, {}, counts)
-    samples, densities = to_numpy(_constrain_block(bound, block.position))
+    samples, densities = to_numpy(_constrain_block(bound, block.position, is_possible=straight))
     counts["divergent"] = int(steps.diverging[:, kept].sum())
     stats = {
         **jax.tree.map(lambda leaf: leaf[:, kept], densities),
