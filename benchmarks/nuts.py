@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
 from blackjax.adaptation.base import get_filter_adapt_info_fn
-from clock import now
+from clock import kind, now
 from numpyro import infer
 from numpyro.infer.hmc import HMCState
 from numpyro.infer.util import initialize_model
@@ -248,7 +248,7 @@ def main() -> None:
     print(f"{platform.machine()}, {jax.default_backend()}, Python {platform.python_version()}, {packages}")
     print(f"{NUM_CHAINS} chains of {settings.draws} + {settings.draws}, {settings.seeds} timed runs")
     print("ratios: qbs / the better of NumPyro and BlackJAX\n")
-    print(f"{'':24}{'ESS / 1000 gradients':^30}{'us CPU / gradient':^38}{'compiling, CPU s':^28}")
+    print(f"{'':24}{'ESS / 1000 gradients':^30}{f'us {kind()} / gradient':^38}{f'compiling, {kind()} s':^28}")
     heads = (
         "qbs",
         "NumP",
@@ -287,9 +287,9 @@ def main() -> None:
         f"\ngeometric means of the ratios: ESS for a gradient {effective:.2f} (bar {MIN_EFFECTIVE}), ",
         end="",
     )
-    print(f"CPU for a gradient {cpu:.2f} (bar {MAX_CPU} or less)")
+    print(f"{kind()} time for a gradient {cpu:.2f} (bar {MAX_CPU} or less)")
     if small := [row[2] for row in ratios if row[3]]:
-        print(f"compiling small models: at most {max(small):.1f} CPU s (bar {MAX_COMPILE:.0f})")
+        print(f"compiling small models: at most {max(small):.1f} {kind()} s (bar {MAX_COMPILE:.0f})")
 
 
 if __name__ == "__main__":

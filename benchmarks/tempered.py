@@ -40,7 +40,7 @@ from blackjax.smc.base import extend_params
 from blackjax.smc.resampling import systematic
 from blackjax.smc.tuning.from_kernel_info import update_scale_from_acceptance_rate
 from blackjax.smc.tuning.from_particles import particles_covariance_matrix
-from clock import now
+from clock import kind, now
 from evidence_models import Known, known
 from jax.flatten_util import ravel_pytree
 
@@ -258,7 +258,8 @@ def main() -> None:
     print(f"{Tempered().num_particles} particles, {settings.seeds} timed runs; ratio: qbs / the cheaper of")
     print("BlackJAX's two that is right; * marks a wrong evidence, ! a qbs run that tells of a problem")
     print(f"BlackJAX in {'float32' if settings.float32 else 'float64'}\n")
-    print(f"{'':22}{'log Z - truth (standard error), nats':^48}{'CPU s':^32}{'compiling, CPU s':^18}", end="")
+    spent = f"{f'{kind()} s':^32}{f'compiling, {kind()} s':^18}"
+    print(f"{'':22}{'log Z - truth (standard error), nats':^48}{spent}", end="")
     print(f"{'evaluations, 10^6':^21}")
     heads = [f"{name:>16}" for name in WAYS] + [f"{name:>8}" for name in (*WAYS, "ratio")]
     heads += [f"{name:>6}" for name in WAYS] + [f"{name:>7}" for name in WAYS]

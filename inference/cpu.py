@@ -76,7 +76,6 @@ _LOOPS = frozenset(
 )
 _IN_PLACE = ("dynamic_update_slice", "scatter")  # which write a part of an array that may be long
 
-
 Mapped = Callable[[Callable], Callable]
 
 
@@ -86,10 +85,8 @@ def is_straight(function: Callable, *args: Any) -> bool:
     XLA aborts on some loops within loops that are to be one kernel, and an abort cannot be caught. The loops
     of a sampler are known and tested; those of a model are not, so that it must have none.
     """
-    return all(
-        equation.primitive.name not in _OUTSIDE | _LOOPS
-        for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr)
-    )
+    names = {equation.primitive.name for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr)}
+    return names.isdisjoint(_OUTSIDE | _LOOPS)
 
 
 def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
@@ -109,26 +106,31 @@ def chains_in_one_kernel(function: Callable[..., Any]) -> Callable:
     """
 
     @lru_cache(maxsize=64)
-    def way(structure: Any, kinds: tuple, fixed: tuple, _precision: Any) -> _Way:
-        def with_arrays(mapped: Mapped) -> Any:
-            return jax.jit(lambda arrays: function(mapped, *eqx.combine(arrays, jax.tree.unflatten(*fixed))))
+    def kernel(structure: Any, kinds: tuple, fixed: tuple, _precision: Any) -> _OneKernel:
+        def in_turn(arrays: Any) -> Any:
+            return function(_in_turn, *eqx.combine(arrays, jax.tree.unflatten(*fixed)))
 
-        usual, in_turn = with_arrays(jax.vmap), with_arrays(_in_turn)
         arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in kinds]
-        traced = in_turn.trace(jax.tree.unflatten(structure, arguments))
-        return _Way(_marked(traced) if _pays(traced.jaxpr.jaxpr) else usual, usual)
+        traced = jax.jit(in_turn).trace(jax.tree.unflatten(structure, arguments))
+        return _OneKernel(_marked(traced) if _pays(traced.jaxpr.jaxpr) else None)
 
-    elsewhere = eqx.filter_jit(partial(function, jax.vmap))
+    usual = eqx.filter_jit(partial(function, jax.vmap))
 
     @wraps(function)
     def call(*args: Any, is_possible: bool = True) -> Any:
         if not is_possible or jax.default_backend() != "cpu" or not _knows_options():
-            return elsewhere(*args)
+            return usual(*args)
         arrays, rest = eqx.partition(args, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
         fixed, frame = jax.tree.flatten(rest)
         kinds = tuple(map(jax.typeof, leaves))
-        return way(structure, kinds, (frame, tuple(fixed)), jnp.result_type(float))(arrays)
+        one = kernel(structure, kinds, (frame, tuple(fixed)), jnp.result_type(float))
+        if one.run is not None:
+            try:
+                return one.run(arrays)
+            except jax.errors.JaxRuntimeError:
+                one.run = None  # an operation that cannot be compiled in this way; other errors come again
+        return usual(*args)
 
     return call
 
@@ -139,20 +141,10 @@ def _in_turn(function: Callable) -> Callable:
 
 
 @dataclass
-class _Way:
-    """How a function is run for arguments of some shapes: first, and where the compiler cannot do that."""
+class _OneKernel:
+    """What runs for arguments of some shapes; `None` where they run as usual."""
 
-    first: Callable
-    usual: Callable
-
-    def __call__(self, arrays: Any) -> Any:
-        try:
-            return self.first(arrays)
-        except jax.errors.JaxRuntimeError:
-            if self.first is self.usual:
-                raise
-            self.first = self.usual
-            return self.usual(arrays)
+    run: Callable | None
 
 
 def light_jit(function: Callable) -> Callable:

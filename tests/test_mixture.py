@@ -122,7 +122,7 @@ def test_without_observations_the_prior_comes_back(key):
 
 @pytest.mark.slow
 def test_the_galaxies_as_published(key):
-    """Four chains, to the distance that the table's own errors are taken to have: it is from chains too."""
+    """Four chains; the errors of the published table, itself from chains, are not known."""
     y = np.array(GALAXY_VELOCITIES)
     model = Mixture()
     method = mcmc.Chains(model.kernel(y), num_draws=5000, thinning=8, is_unconstrained=False)

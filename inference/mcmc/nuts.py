@@ -1,4 +1,4 @@
-"""The No-U-Turn sampler: NumPyro's kernel, run for all chains at once in compiled blocks."""
+"""The No-U-Turn sampler: NumPyro's kernel, run for all chains in compiled blocks."""
 
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -32,7 +32,8 @@ class NUTS(Method):
     """The No-U-Turn sampler with adapted step size and mass matrix.
 
     Use it for continuous latent sites and a log density with gradients; it gives no evidence. Chains run
-    side by side as one vectorised program; on a CPU one after the other in it, which is faster there.
+    side by side as one vectorised program; on a CPU, where the model has no loops, one after the other in one
+    compiled loop, which is faster there.
 
     Attributes:
         num_chains: Number of chains; four or more let R-hat judge them.
