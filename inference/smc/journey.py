@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
+from scipy.stats import rankdata
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.checkpoint import Saved, pack, unpack
@@ -24,13 +25,18 @@ from qbs.inference.smc.moves import NUM_SCALES, Cloud, Shape, glide, shape_of, s
 from qbs.semantics.density import unconstrain
 
 _BISECTIONS = 60
+_ORIGIN = "origin"  # of names of arrays in a checkpoint
 _WEIGHING = 2**31 - 1  # the number of no round
 _FEW_ROUNDS = 6  # enough after a long step, or it was too long
 _SHORTER = 5  # how many times, by the share of the particles that a reweighting costs
+_LIGHT_TAIL = 0.25  # index of the tail of the weights of a step that is not too long
+_TAIL = 64  # the highest weight of so many is in the tail
+_FEW_IN_TAIL = 8
+_DRIFTING = 2.0  # standard errors
 _GRADIENT = 3  # evaluations that cost about as much as a gradient
-_LEAPS = {"short glide": 5, "long glide": 15}  # of a trajectory, by kind of move
+_LEAPS = {"hop": 1, "short glide": 5, "long glide": 15}  # of a trajectory, by kind of move
 # At first: what is zero is tried where the first is slow.
-_RATES = (("short glide", math.inf), ("slide", 0.0), ("long glide", 0.0))
+_RATES = (("hop", math.inf), ("short glide", math.inf), ("slide", 0.0), ("long glide", 0.0))
 
 T = TypeVar("T")
 
@@ -73,11 +79,12 @@ class Here(NamedTuple):
         arrays: The particles, and what goes with them.
         origin: The same before the last step.
         num_steps: Steps from stage to stage so far, with those that were taken back.
-        is_short: Whether the last was a short one.
         stages: Stages reached: inverse temperatures, or numbers of scores.
+        are_short: Whether the step to each was a short one.
         rounds: Rounds of moves made at each.
         correlations: Correlation of the log likelihood with its value before them, at each.
         needed: How many rounds there are to be at this stage.
+        is_drifting: Whether likelihoods have drifted while particles were moved, here or before.
         rates: Fall of the log correlation for the cost of an evaluation, by kind of move.
         num_calls: Evaluations of the likelihood.
         num_bad: How many of them were NaN.
@@ -86,11 +93,12 @@ class Here(NamedTuple):
     arrays: Arrays
     origin: Arrays
     num_steps: int = 0
-    is_short: bool = False
     stages: tuple[float, ...] = ()
+    are_short: tuple[bool, ...] = ()
     rounds: tuple[int, ...] = ()
     correlations: tuple[float, ...] = ()
     needed: int = 0
+    is_drifting: bool = False
     rates: tuple[tuple[str, float], ...] = _RATES
     num_calls: int = 0
     num_bad: int = 0
@@ -99,6 +107,16 @@ class Here(NamedTuple):
     def stage(self) -> float:
         """Where the particles are."""
         return self.stages[-1] if self.stages else 0.0
+
+    @property
+    def sizes(self) -> list[float]:
+        """How far each step went, in long steps."""
+        return [1 / _SHORTER if is_short else 1.0 for is_short in self.are_short]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the last step was a short one, after which there is no way back."""
+        return bool(self.are_short) and self.are_short[-1]
 
     @property
     def is_moved(self) -> bool:
@@ -119,8 +137,16 @@ class Journey:
     def next(self, here: Here) -> Here:
         """Return the place after one more reweighting, or one more round of moves."""
         if here.is_moved:
-            return self._reweighed(here, is_short=here.is_short and here.rounds[-1] > _FEW_ROUNDS)
+            return self._reweighed(here, is_short=here.is_short and self._is_slow(here))
         return self._taken_back(here) if self._is_too_far(here) else self._moved(here)
+
+    def _is_slow(self, here: Here) -> bool:
+        """Whether moves after the last step took long to forget, or have not yet."""
+        return here.rounds[-1] > _FEW_ROUNDS or here.correlations[-1] > self._method.max_correlation
+
+    def _is_open(self, here: Here) -> bool:
+        """Whether it cannot be told yet how many rounds there must be at this stage."""
+        return here.needed == self._method.max_rounds and self._method.chain_length is None
 
     def _is_too_far(self, here: Here) -> bool:
         """Whether the last step was a long one to where moves are slow.
@@ -128,30 +154,34 @@ class Journey:
         Moves that forget slowly on the whole hardly move some of the particles. What a long step asks of
         those they do not make up for with any number of rounds, and the evidence comes out too small.
         """
-        is_slow = here.rounds[-1] >= _FEW_ROUNDS and here.correlations[-1] > self._method.max_correlation
-        return is_slow and not here.is_short and self._method.chain_length is None
+        return here.rounds[-1] >= _FEW_ROUNDS and self._is_open(here) and not here.is_short
 
     def _taken_back(self, here: Here) -> Here:
         """Return the place after a shorter step than the last, from where that one went."""
         before = here._replace(
             arrays=here.origin,
             stages=here.stages[:-1],
+            are_short=here.are_short[:-1],
             rounds=here.rounds[:-1],
             correlations=here.correlations[:-1],
         )
         return self._reweighed(before, is_short=True)
 
+    def _share(self, *, is_short: bool) -> float:
+        """Return the effective sample size of a reweighting, as a share of the particles."""
+        return 1 - (1 - self._method.ess) / (_SHORTER if is_short else 1)
+
     def _reweighed(self, here: Here, *, is_short: bool) -> Here:
         method, number = self._method, np.asarray(here.num_steps)
-        share = 1 - (1 - method.ess) / (_SHORTER if is_short else 1)
+        share = self._share(is_short=is_short)
         length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), np.asarray(share))
         arrays, stage = _reweigh(self._key, number, *old, method.num_islands, length)
         return here._replace(
             arrays=arrays,
             origin=here.arrays,
             num_steps=here.num_steps + 1,
-            is_short=is_short,
             stages=(*here.stages, float(stage)),
+            are_short=(*here.are_short, is_short),
             rounds=(*here.rounds, 0),
             correlations=(*here.correlations, 1.0),
             needed=method.max_rounds if method.chain_length is None else length - 1,
@@ -178,24 +208,37 @@ class Journey:
             method.chunk_size,
         )
         before, count = here.correlations[-1], int(told.num_evaluations)
-        correlation = _correlation(np.asarray(told.before), np.asarray(told.after))
+        correlation = _correlation(told.before, told.after)
         if before > 2 * method.max_correlation:  # what is left of less is mostly noise
             cost = count if kind == "slide" else _GRADIENT * count
             rate = math.log(before / max(correlation, 0.01)) / cost
             rates[kind] = rate if math.isinf(rates[kind]) else 0.5 * (rates[kind] + rate)
-        done, needed = done + 1, here.needed
-        is_enough = correlation <= method.max_correlation and method.chain_length is None
-        if is_enough and needed == method.max_rounds:
-            needed = min(2 * done, method.max_rounds)  # as many again: other things may mix more slowly
-        return here._replace(
+        here = here._replace(
             arrays=arrays,
-            rounds=(*here.rounds[:-1], done),
+            rounds=(*here.rounds[:-1], done + 1),
             correlations=(*here.correlations[:-1], correlation),
-            needed=needed,
             rates=tuple(rates.items()),
             num_calls=here.num_calls + count * told.after.size,
             num_bad=here.num_bad + int(told.num_bad),
         )
+        return self._judged(here, told) if self._is_open(here) else here
+
+    def _judged(self, here: Here, told: "Told") -> Here:
+        """Return the place with the number of rounds that it needs, if that can be told.
+
+        They go on until the likelihood is forgotten, and half as long again, for other things may mix more
+        slowly. Where that is slow, half of it must do after a long step, if the particles stood where they
+        should before the moves: then these only mix, and likelihoods do not drift. Once they have, no less
+        than all of it does.
+        """
+        limit, done, correlation = self._method.max_correlation, here.rounds[-1], here.correlations[-1]
+        if correlation <= limit:
+            pace = math.log(max(correlation, 1e-3)) / math.log(limit)
+            return here._replace(needed=min(math.ceil(done * max(1.0, 1.5 / pace)), self._method.max_rounds))
+        if here.is_drifting or here.is_short or done < _FEW_ROUNDS or correlation > limit**0.5:
+            return here
+        is_drifting = abs(_drift(told.before, told.after, self._share(is_short=False))) > _DRIFTING
+        return here._replace(is_drifting=is_drifting, needed=here.needed if is_drifting else done)
 
     def said(self, here: Here) -> str:
         """Return how far it is, in words."""
@@ -210,7 +253,8 @@ class Journey:
     def saved(self, here: Here) -> Saved:
         """Return a place as a section of a checkpoint."""
         facts = here._asdict()
-        return Saved(facts, pack((facts.pop("arrays"), facts.pop("origin"))))
+        arrays, origin = facts.pop("arrays"), facts.pop("origin")
+        return Saved(facts, pack(arrays) | ({} if here.is_short else pack(origin, _ORIGIN)))
 
     def restored(self, saved: Saved | None, cloud: Cloud) -> Here:
         """Return the place that a section of a checkpoint tells of, or the start."""
@@ -225,7 +269,8 @@ class Journey:
         if saved is None:
             return Here(start, start, num_calls=self._method.num_particles)
         facts = {name: _as_tuple(value) for name, value in saved.facts.items()}
-        return Here(*unpack(saved.arrays, (start, start)), **facts)
+        here = Here(unpack(saved.arrays, start), start, **facts)
+        return here if here.is_short else here._replace(origin=unpack(saved.arrays, start, _ORIGIN))
 
 
 def _as_tuple(value: Any) -> Any:
@@ -294,6 +339,9 @@ def _reweighed(
     (low, high), _ = lax.scan(halve, (stage, end), None, length=_BISECTIONS)
     # Where -inf leaves less than the share at any stage, the smallest step sorts it out.
     chosen = jnp.where(share(end) >= ess, end, jnp.where(low > stage, low, high))
+    # Heavy tails hide how few particles count: there the step is shorter, as the index of the tail asks.
+    tail = _tail_index(gain(chosen))
+    chosen = jnp.where(tail > _LIGHT_TAIL, stage + _LIGHT_TAIL / tail * (chosen - stage), chosen)
 
     def grown(next_stage: Array) -> Float[Array, " num_islands"]:
         log_weights = gain(next_stage).reshape(num_islands, -1)
@@ -320,6 +368,19 @@ def _reweighed(
     chosen_ones = jnp.tile(chosen_ones, (1, length))
     index = (chosen_ones + per_island * jnp.arange(num_islands)[:, None]).reshape(-1)
     return chosen, increments, growth, jax.tree.map(lambda leaf: leaf[index], cloud)
+
+
+def _tail_index(log_weights: Array) -> Float[Array, ""]:
+    """Return the estimate of Hill (1975): from 1/2 the variance of the weights is infinite.
+
+    It grows with the log weights. Zero where there are too few particles to tell.
+    """
+    count = log_weights.size // _TAIL
+    if count < _FEW_IN_TAIL:
+        return jnp.zeros(())
+    highest, _ = lax.top_k(log_weights, count + 1)
+    index = jnp.mean(highest[:-1]) - highest[-1]
+    return jnp.where(jnp.isfinite(index), index, 0.0)
 
 
 class Told(NamedTuple):
@@ -382,13 +443,21 @@ def _linked(particles: Cloud, number: ArrayLike, link: Cloud, num_islands: int, 
     return link if length is None else jax.tree.map(put, particles, link)
 
 
-def _correlation(before: np.ndarray, after: np.ndarray) -> float:
+def _correlation(before: Array, after: Array) -> float:
     """Return the correlation of the log likelihoods of the particles before and after, by rank."""
-    first, second = (_ranks(values) for values in (before, after))
-    return abs(float(first @ second / (first @ first)))
+    first, second = (rankdata(values) - 0.5 * (len(values) + 1) for values in (before, after))
+    size = math.sqrt(float(first @ first) * float(second @ second))
+    return abs(float(first @ second)) / size if size else 0.0
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    ranks = np.empty(len(values))
-    ranks[np.argsort(values)] = np.arange(len(values)) - 0.5 * (len(values) - 1)
-    return ranks
+def _drift(before: Array, after: Array, share: float) -> float:
+    """Return how far log likelihoods drifted by rank, in standard errors.
+
+    Args:
+        before: Of the particles before the moves.
+        after: Of the same after them.
+        share: Effective sample size of the reweighting before the moves, as a share of the particles.
+    """
+    first, second = np.split(rankdata(np.concatenate([before, after])), 2)
+    gains = second - first
+    return float(gains.mean() / max(gains.std(), 1.0) * math.sqrt(share * gains.size))

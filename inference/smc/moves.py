@@ -198,36 +198,44 @@ def _glide_half(
         return _Flight(points, momentum + 0.5 * carry.size * force, force, carry.size, density, found)
 
     def turn(
-        carry: tuple[Cloud, Array], inputs: tuple[Array, Array, Array]
+        carry: tuple[Cloud, Array], inputs: tuple[Array, Array, Array, Array]
     ) -> tuple[tuple[Cloud, Array], Any]:
         cloud, force = carry
-        (which, jitter, threshold), momentum, is_start = inputs
-        scales = jnp.minimum(jnp.searchsorted(bounds, which * bounds[-1]), NUM_SCALES - 1)
-        # The first turn goes nowhere, and finds the force.
-        size = jnp.where(is_start, 0.0, sizes[scales] * (0.8 + 0.4 * jitter))[:, None]
+        size, momentum, log_threshold, is_start = inputs
+        momentum = momentum.reshape(cloud.points.shape)
         density = cloud.parts.log_density(stage)
         start = _Flight(cloud.points, momentum, force, size, density, cloud.parts)
         end = lax.fori_loop(0, jnp.where(is_start, 1, num_leaps), leap, start)
         log_ratio = end.density - density + 0.5 * jnp.sum(momentum**2 - end.momentum**2, axis=1)
         log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-        is_accepted = (jnp.log(threshold) < log_ratio) & ~is_start
+        is_accepted = (log_threshold < log_ratio) & ~is_start
         # A good step moves the particle, in units of the cloud, or at least its density.
         jump = jnp.mean(((end.points - cloud.points) / deviations) ** 2, axis=1)
         jump += jnp.where(jnp.isfinite(end.density), end.density - density, 0.0) ** 2 / dim
         gain = jnp.where(log_ratio > -jnp.inf, jnp.exp(jnp.minimum(log_ratio, 0.0)) * jump, 0.0)
         gain = jnp.where(jnp.isfinite(gain), gain, 0.0)
-        taken = jax.nn.one_hot(scales, NUM_SCALES)
         bad = jnp.where(is_start, 0, jnp.sum(_is_bad(end.parts, cloud)))
-        told = gain @ taken, jnp.where(is_start, 0.0, taken.sum(0)), bad
         cloud = _choose(is_accepted, Cloud(end.points, end.parts), cloud)
-        return (cloud, _choose(is_accepted | is_start, end.force, force)), told
+        return (cloud, _choose(is_accepted | is_start, end.force, force)), (gain, bad)
 
     uniform_key, momentum_key = jax.random.split(key)
-    uniforms = _uniform(uniform_key, (1 + _NUM_GLIDES, 3, num_particles))
-    momenta = _normal(momentum_key, (1 + _NUM_GLIDES, num_particles, dim))
-    start, is_start = (cloud, jnp.zeros_like(cloud.points)), jnp.arange(1 + _NUM_GLIDES) == 0
-    (cloud, _), (gains, uses, bad) = lax.scan(turn, start, (uniforms, momenta, is_start))
-    return Moved(cloud, 1 + _NUM_GLIDES * jnp.asarray(num_leaps), bad.sum(), gains.sum(0), uses.sum(0))
+    which, jitter, threshold = _uniform(uniform_key, (3, _NUM_GLIDES, num_particles))
+    scales = jnp.searchsorted(bounds, which * bounds[-1], method="compare_all")
+    scales = jnp.minimum(scales, NUM_SCALES - 1)
+    sizes = (sizes[scales] * (0.8 + 0.4 * jitter))[..., None]
+    # In long rows: XLA's loops over short ones take four times as long on a CPU.
+    momenta = _normal(momentum_key, (_NUM_GLIDES, num_particles * dim))
+
+    def with_start(leaf: Array) -> Array:
+        """Put a turn before the others that goes nowhere, and finds the force."""
+        return jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf])
+
+    is_start = jnp.arange(1 + _NUM_GLIDES) == 0
+    inputs = (*map(with_start, (sizes, momenta, jnp.log(threshold))), is_start)
+    (cloud, _), (gains, bad) = lax.scan(turn, (cloud, jnp.zeros_like(cloud.points)), inputs)
+    taken = jax.nn.one_hot(scales.reshape(-1), NUM_SCALES)
+    num_evaluations = 1 + _NUM_GLIDES * jnp.asarray(num_leaps)
+    return Moved(cloud, num_evaluations, bad.sum(), gains[1:].reshape(-1) @ taken, taken.sum(0))
 
 
 class _Flight(NamedTuple):

@@ -19,8 +19,9 @@ class Tempered(Method):
 
     Particles drawn from the prior follow the densities \(p(\theta) L(\theta)^\beta\) from \(\beta = 0\)
     to 1. Each next \(\beta\) is chosen such that the effective sample size of the reweighting is `ess` of the
-    particles; they are resampled, and moved until what they remember of their likelihood, as a correlation
-    over the particles, is below `max_correlation`. Moves need no tuning: see `qbs.inference.smc.moves`. The
+    particles, or more where their weights have a heavy tail; they are resampled, and moved until what they
+    remember of their likelihood, as a correlation over the particles, is below `max_correlation` or, where
+    that is slow and nothing drifts, its square root. Moves need no tuning: see `qbs.inference.smc.moves`. The
     particles are split into islands that are resampled apart, and the spread of their evidences is the error.
 
     Attributes:
@@ -38,7 +39,8 @@ class Tempered(Method):
         Del Moral, Doucet & Jasra (2006), "Sequential Monte Carlo samplers"; Jasra et al. (2011), "Inference
         for Levy-driven stochastic volatility models via adaptive sequential Monte Carlo", for the
         temperatures; Zhou, Johansen & Aston (2016), "Toward automatic model comparison", for the evidence;
-        Dau & Chopin (2022), "Waste-free sequential Monte Carlo".
+        Dau & Chopin (2022), "Waste-free sequential Monte Carlo"; Hill (1975), "A simple general approach to
+        inference about the tail of a distribution".
     """
 
     precision: ClassVar[Precision | None] = "float64"

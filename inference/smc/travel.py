@@ -78,10 +78,10 @@ def travel(
         while not journey.is_over(here):
             here = journey.next(here)
             keeper.keep(_SECTION, partial(journey.saved, here))
-            done = _stages_done(method, here)
+            done = _distance(method, here)
             pace.note(done)
             if line.is_due:
-                left = len(here.stages) + _stages_to_come(here, num_portions) - done
+                left = sum(here.sizes) + _distance_to_come(here, num_portions) - done
                 line.update(journey.said(here), done / (done + left), pace.seconds_for(left))
     except KeyboardInterrupt:
         keeper.keep(_SECTION, partial(journey.saved, here), at_once=True)
@@ -90,23 +90,24 @@ def travel(
     return _posterior(problem, method, here), here
 
 
-def _stages_done(method: Settings, here: Here) -> float:
-    """Return how many stages are done; of the last, the share of the rounds that it is likely to need."""
+def _distance(method: Settings, here: Here) -> float:
+    """Return how many long steps are done; of the last, the share of the rounds that it is likely to need."""
     *before, done = here.rounds
     needed = here.needed
     if method.chain_length is None and needed == method.max_rounds:  # not known yet
         needed = max(before[-1] if before else 0, 2 * (done + 1))
-    return len(before) + min(done / needed, 1.0)
+    *sizes, last = here.sizes
+    return sum(sizes) + last * min(done / needed, 1.0)
 
 
-def _stages_to_come(here: Here, num_portions: int) -> float:
-    """Return how many stages there are after the present one, growing as the later half of those so far."""
-    share, num_grown = here.stage / num_portions, len(here.stages) // 2
+def _distance_to_come(here: Here, num_portions: int) -> float:
+    """Return how many long steps there are after the present one, growing as the later three quarters."""
+    share, num_grown = here.stage / num_portions, 3 * len(here.stages) // 4
     if share >= 1:
         return 0.0
     if not num_grown:
         return math.inf
-    log_growth = math.log(here.stage / here.stages[-1 - num_grown]) / num_grown
+    log_growth = math.log(here.stage / here.stages[-1 - num_grown]) / sum(here.sizes[-num_grown:])
     return float(math.ceil(-math.log(share) / log_growth)) if log_growth > 0 else math.inf
 
 
