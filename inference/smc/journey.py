@@ -234,7 +234,7 @@ class Journey:
         limit, done, correlation = self._method.max_correlation, here.rounds[-1], here.correlations[-1]
         if correlation <= limit:
             pace = math.log(max(correlation, 1e-3)) / math.log(limit)
-            return here._replace(needed=min(math.ceil(done * max(1.0, 1.5 / pace)), self._method.max_rounds))
+            return here._replace(needed=min(round(done * max(1.0, 1.5 / pace)), self._method.max_rounds))
         if here.is_drifting or here.is_short or done < _FEW_ROUNDS or correlation > limit**0.5:
             return here
         is_drifting = abs(_drift(told.before, told.after, self._share(is_short=False))) > _DRIFTING

@@ -1,0 +1,1 @@
+"""Directed acyclic graphs from data, by swaps of a topological order."""

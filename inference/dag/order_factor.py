@@ -1,0 +1,41 @@
+"""What a topological order says of a covariance: residual variances, and the weights of the full graph."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, Int
+
+
+class OrderFactor(NamedTuple):
+    """Two triangular matrices; rows and columns are positions in the order.
+
+    Attributes:
+        factor: Cholesky factor `L` of the covariance along the order: `L[k, k]**2` is the variance of what is
+            at `k` given all before it.
+        inverse: Its inverse.
+    """
+
+    factor: Float[Array, "num_nodes num_nodes"]
+    inverse: Float[Array, "num_nodes num_nodes"]
+
+
+def factorize(
+    covariance: Float[Array, "num_nodes num_nodes"], order: Int[Array, " num_nodes"]
+) -> OrderFactor:
+    """Return the factors of a positive definite covariance along an order of its nodes."""
+    factor = jnp.linalg.cholesky(covariance[order][:, order])
+    return OrderFactor(factor, solve_triangular(factor, jnp.eye(len(order)), lower=True))
+
+
+def equal_variance_loss(factor: Float[Array, "num_nodes num_nodes"]) -> Float[Array, ""]:
+    """Return half the sum of the residual variances: least squares, with all predecessors as parents."""
+    return 0.5 * jnp.sum(jnp.diagonal(factor) ** 2)
+
+
+def full_weights(
+    factors: OrderFactor, order: Int[Array, " num_nodes"]
+) -> Float[Array, "num_nodes num_nodes"]:
+    """Return the weights of row -> column, all predecessors being parents, in the nodes' own numbering."""
+    along = jnp.eye(len(order)) - jnp.diagonal(factors.factor)[:, None] * factors.inverse
+    return jnp.zeros_like(along).at[jnp.ix_(order, order)].set(jnp.tril(along, -1).T)
