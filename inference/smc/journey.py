@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from scipy.stats import rankdata
 
 from qbs.inference.binding import BoundModel
@@ -28,7 +28,7 @@ _BISECTIONS = 60
 _ORIGIN = "origin"  # of names of arrays in a checkpoint
 _WEIGHING = 2**31 - 1  # the number of no round
 _FEW_ROUNDS = 6  # enough after a long step, or it was too long
-_SHORTER = 5  # how many times, by the share of the particles that a reweighting costs
+_SHORTER = 10  # how many times, by the share of the particles that a reweighting costs
 _LIGHT_TAIL = 0.25  # index of the tail of the weights of a step that is not too long
 _TAIL = 64  # the highest weight of so many is in the tail
 _FEW_IN_TAIL = 8
@@ -84,7 +84,7 @@ class Here(NamedTuple):
         rounds: Rounds of moves made at each.
         correlations: Correlation of the log likelihood with its value before them, at each.
         needed: How many rounds there are to be at this stage.
-        is_drifting: Whether likelihoods have drifted while particles were moved, here or before.
+        is_strict: Whether likelihoods have drifted in moves, or a step's weights had a heavy tail, so far.
         rates: Fall of the log correlation for the cost of an evaluation, by kind of move.
         num_calls: Evaluations of the likelihood.
         num_bad: How many of them were NaN.
@@ -98,7 +98,7 @@ class Here(NamedTuple):
     rounds: tuple[int, ...] = ()
     correlations: tuple[float, ...] = ()
     needed: int = 0
-    is_drifting: bool = False
+    is_strict: bool = False
     rates: tuple[tuple[str, float], ...] = _RATES
     num_calls: int = 0
     num_bad: int = 0
@@ -175,7 +175,7 @@ class Journey:
         method, number = self._method, np.asarray(here.num_steps)
         share = self._share(is_short=is_short)
         length, old = method.chain_length or 1, (here.arrays, np.asarray(here.stage), np.asarray(share))
-        arrays, stage = _reweigh(self._key, number, *old, method.num_islands, length)
+        arrays, stage, is_heavy = _reweigh(self._key, number, *old, method.num_islands, length)
         return here._replace(
             arrays=arrays,
             origin=here.arrays,
@@ -185,6 +185,7 @@ class Journey:
             rounds=(*here.rounds, 0),
             correlations=(*here.correlations, 1.0),
             needed=method.max_rounds if method.chain_length is None else length - 1,
+            is_strict=here.is_strict or bool(is_heavy),
         )
 
     def _moved(self, here: Here) -> Here:
@@ -228,17 +229,17 @@ class Journey:
 
         They go on until the likelihood is forgotten, and half as long again, for other things may mix more
         slowly. Where that is slow, half of it must do after a long step, if the particles stood where they
-        should before the moves: then these only mix, and likelihoods do not drift. Once they have, no less
-        than all of it does.
+        should before the moves: then these only mix, and likelihoods do not drift. Not so once they have, or
+        a heavy tail has told that some are missing.
         """
         limit, done, correlation = self._method.max_correlation, here.rounds[-1], here.correlations[-1]
         if correlation <= limit:
             pace = math.log(max(correlation, 1e-3)) / math.log(limit)
             return here._replace(needed=min(round(done * max(1.0, 1.5 / pace)), self._method.max_rounds))
-        if here.is_drifting or here.is_short or done < _FEW_ROUNDS or correlation > limit**0.5:
+        if here.is_strict or here.is_short or done < _FEW_ROUNDS or correlation > limit**0.5:
             return here
         is_drifting = abs(_drift(told.before, told.after, self._share(is_short=False))) > _DRIFTING
-        return here._replace(is_drifting=is_drifting, needed=here.needed if is_drifting else done)
+        return here._replace(is_strict=True) if is_drifting else here._replace(needed=done)
 
     def said(self, here: Here) -> str:
         """Return how far it is, in words."""
@@ -299,24 +300,25 @@ def _reweigh(
     ess: ArrayLike,
     num_islands: int,
     length: int,
-) -> tuple[Arrays, Float[Array, ""]]:
-    """Return resampled particles with their evidences, and the stage where they are."""
+) -> tuple[Arrays, Float[Array, ""], Bool[Array, ""]]:
+    """Return resampled particles with their evidences, the stage, and whether the weights' tail was heavy."""
     key = jax.random.fold_in(jax.random.fold_in(key, number), _WEIGHING)
-    chosen, increments, growth, cloud = _reweighed(
+    chosen, is_heavy, increments, growth, cloud = _reweighed(
         key, arrays.cloud, jnp.asarray(stage), jnp.asarray(ess), num_islands, length
     )
     log_evidences = arrays.log_evidences
     by_portion = jnp.where(jnp.isnan(growth), arrays.by_portion, log_evidences[:, None] + growth)
     before = cloud.parts.log_likelihood(chosen)
-    return Arrays(cloud, before, arrays.shares, log_evidences + increments, by_portion), chosen
+    return Arrays(cloud, before, arrays.shares, log_evidences + increments, by_portion), chosen, is_heavy
 
 
 def _reweighed(
     key: Array, cloud: Cloud, stage: Array, ess: Array, num_islands: int, length: int
-) -> tuple[Float[Array, ""], Float[Array, " num_islands"], Float[Array, "num_islands num_portions"], Cloud]:
+) -> tuple[Array, Array, Float[Array, " num_islands"], Float[Array, "num_islands num_portions"], Cloud]:
     """Return the next stage, what it adds to the log evidence of islands, and resampled particles.
 
-    Also what is added up to the end of each portion, NaN for those that end before the stage or after the
+    After the stage, whether the tail of the weights was heavy, so that it is nearer. After the increments,
+    what is added up to the end of each portion, NaN for those that end before the stage or after the
     next. Of particles there are as many as before, in chains of some length that hold one particle each.
     """
     here, end = cloud.parts.log_likelihood(stage), jnp.asarray(1.0 * cloud.parts.portions.shape[1])
@@ -367,7 +369,7 @@ def _reweighed(
     chosen_ones = jax.vmap(resample)(jax.random.split(key, num_islands), log_weights)
     chosen_ones = jnp.tile(chosen_ones, (1, length))
     index = (chosen_ones + per_island * jnp.arange(num_islands)[:, None]).reshape(-1)
-    return chosen, increments, growth, jax.tree.map(lambda leaf: leaf[index], cloud)
+    return chosen, tail > _LIGHT_TAIL, increments, growth, jax.tree.map(lambda leaf: leaf[index], cloud)
 
 
 def _tail_index(log_weights: Array) -> Float[Array, ""]:

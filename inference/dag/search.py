@@ -1,0 +1,82 @@
+"""Search for the topological order of least loss, by the best set of moves at a time."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from qbs.inference.dag.moves import all_changes, best_moves, forbid
+from qbs.inference.dag.order_factor import equal_variance_loss, factorize
+
+_TOLERANCE = 1e-10  # of the loss: what a sweep must gain
+
+
+class Found(NamedTuple):
+    """Where a search ended.
+
+    Attributes:
+        order: The nodes, causes first.
+        loss: Half the sum of the residual variances.
+        num_sweeps: How many times the changes of all moves were found.
+        best_change: Least change of the loss by any move that is left: not below zero, but for rounding.
+    """
+
+    order: Int[Array, " num_nodes"]
+    loss: Float[Array, ""]
+    num_sweeps: Int[Array, ""]
+    best_change: Float[Array, ""]
+
+
+class _Walk(NamedTuple):
+    order: Array
+    loss: Array
+    num_sweeps: Array
+    best_change: Array
+    is_over: Array
+
+
+@partial(jax.jit, static_argnames=("window", "max_sweeps"))
+def search(
+    covariance: Float[Array, "num_nodes num_nodes"],
+    order: Int[Array, " num_nodes"],
+    before: Bool[Array, "num_nodes num_nodes"],
+    *,
+    window: int | None = None,
+    max_sweeps: int = 10_000,
+) -> Found:
+    """Return the order that no insertion and no swap of two nodes improves, from one to start at.
+
+    Args:
+        covariance: Of the nodes, positive definite.
+        order: The order to start at; it must keep the rules.
+        before: Whether row must come before column; transitive.
+        window: Look at swaps of nodes at most so many positions apart, until these find nothing more; then,
+            once, at all. Insertions are always all looked at. By default all swaps, always.
+        max_sweeps: Most sweeps, a bound on the time.
+    """
+
+    def sweep(walk: _Walk, reach: int | None) -> _Walk:
+        factors = factorize(covariance, walk.order)
+        loss = equal_variance_loss(factors.factor)
+        changes = forbid(all_changes(factors, reach), before, walk.order)
+        sources, gain = best_moves(changes)
+        is_over = ~(gain < -_TOLERANCE * loss) | (walk.num_sweeps + 1 >= max_sweeps)
+        least = jnp.min(jnp.stack(changes), initial=0.0)
+        return _Walk(
+            jnp.where(is_over, walk.order, walk.order[sources]), loss, walk.num_sweeps + 1, least, is_over
+        )
+
+    def goes_on(walk: _Walk) -> Array:
+        return ~walk.is_over
+
+    def run(walk: _Walk) -> _Walk:
+        near = lax.while_loop(goes_on, partial(sweep, reach=window), walk._replace(is_over=jnp.asarray(False)))
+        return near if window is None else sweep(near._replace(is_over=jnp.asarray(False)), None)
+
+    zero = jnp.zeros((), covariance.dtype)
+    start = _Walk(jnp.asarray(order), zero, jnp.zeros((), int), zero, jnp.asarray(False))
+    end = run(start) if window is None else lax.while_loop(goes_on, run, start)
+    return Found(end.order, end.loss, end.num_sweeps, end.best_change)
