@@ -231,7 +231,7 @@ def _glide_half(
         return jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf])
 
     is_start = jnp.arange(1 + _NUM_GLIDES) == 0
-    inputs = (*map(with_start, (sizes, momenta, jnp.log(threshold))), is_start)
+    inputs = with_start(sizes), with_start(momenta), with_start(jnp.log(threshold)), is_start
     (cloud, _), (gains, bad) = lax.scan(turn, (cloud, jnp.zeros_like(cloud.points)), inputs)
     taken = jax.nn.one_hot(scales.reshape(-1), NUM_SCALES)
     num_evaluations = 1 + _NUM_GLIDES * jnp.asarray(num_leaps)
