@@ -90,12 +90,61 @@ def cosmology(
         raise typer.Exit(_PROBLEMS)
 
 
+@app.command()
+def dag(
+    table: Annotated[Path, typer.Argument(metavar="DATA", help="A .csv or .parquet file with a header.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for edges.csv, graph.json, graph.svg.")] = None,
+    score: Annotated[str, typer.Option(help="What orders are compared by.")] = "equal-variance",
+    tiers: Annotated[
+        str | None, typer.Option(help="Columns by tier, causes first: 'age,sex;dose;outcome'.")
+    ] = None,
+    require: Annotated[list[str] | None, typer.Option(help="An edge that must be: 'dose->outcome'.")] = None,
+    forbid: Annotated[list[str] | None, typer.Option(help="An edge that must not be.")] = None,
+    bootstraps: Annotated[int, typer.Option(min=0, help="Resampled data sets for the confidence.")] = 200,
+    missing: Annotated[str, typer.Option(help="Rows with gaps: drop, mean (fill in) or raise.")] = "drop",
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print graph.json and nothing else.")] = False,
+) -> None:
+    """Learn a causal graph of the columns of a table.
+
+    Exit status: 0 all well; 2 the table or an option cannot be used; 3 done, with problems that the output
+    names; 130 interrupted.
+    """
+    with _one_sentence(TypeError, ValueError, ImportError):
+        from qbs.models.structural.report import edge_table, learn, write_report
+
+        found = learn(
+            table,
+            score=score,
+            tiers=tiers,
+            required=require or (),
+            forbidden=forbid or (),
+            bootstraps=bootstraps,
+            missing=missing,
+            seed=seed,
+            progress=False if as_json else None,
+        )
+        document = write_report(found, out)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(edge_table(found))
+        for problem in found.problems_:
+            console.print(f"! {problem}", markup=False)
+        if out is not None:
+            console.print(f"Written to {out}: edges.csv, graph.json, graph.svg", markup=False)
+    if found.problems_:
+        raise typer.Exit(_PROBLEMS)
+
+
 @contextlib.contextmanager
-def _one_sentence() -> Iterator[None]:
+def _one_sentence(*more: type[Exception]) -> Iterator[None]:
     """Turn what went wrong into one sentence and exit status 2."""
+    expected: tuple[type[Exception], ...] = (QbsError, OSError, *more)
     try:
         yield
-    except (QbsError, OSError) as error:
+    except expected as error:
         print(f"qbs: {error}", file=sys.stderr)
         raise typer.Exit(_BAD_INPUT) from None
     except KeyboardInterrupt as interrupt:

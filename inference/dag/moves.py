@@ -1,19 +1,18 @@
 r"""Moves of nodes along a topological order, and what each does to the loss, all of them at once.
 
-The loss is \(\frac12 \sum_k \operatorname{var}(v_k \mid v_0, \ldots, v_{k-1})\). With the Cholesky factor `L` of
-the covariance along the order, a move between positions `p < q` changes only the terms of `p, ..., q`, each by
-a formula in `L`: all insertions cost the square of the number of nodes, and all swaps its cube, which is what one
-evaluation of the loss costs. Moves on disjoint intervals add up exactly.
+The loss is \(\frac12 \sum_k \operatorname{var}(v_k \mid v_0, \ldots, v_{k-1})\). With the Cholesky factor
+`L` of the covariance along the order, a move between positions `p < q` changes only the terms of `p, ..., q`,
+each by a formula in `L`: all insertions cost the square of the number of nodes, and all swaps its cube, which
+is what one evaluation of the loss costs. Moves on disjoint intervals add up exactly.
 
 References:
-    Deng, Bello, Aragam & Ravikumar (2023), "Optimizing NOTEARS objectives via topological swaps"; Gill, Golub,
-    Murray & Saunders (1974), "Methods for modifying matrix factorizations", for the rank-one update.
+    Deng, Bello, Aragam & Ravikumar (2023), "Optimizing NOTEARS objectives via topological swaps"; Gill,
+    Golub, Murray & Saunders (1974), "Methods for modifying matrix factorizations", for the rank-one update.
 """
 
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -81,7 +80,7 @@ def insertion_changes(factors: OrderFactor) -> tuple[Array, Array]:
     losses = ends.variances[:, None] * factors.inverse.T**2 / jnp.where(before > 0, before, 1.0)
     losses = jnp.where(is_move, losses * ends.variances, 0.0)
     down = ends.fall + jnp.cumsum(losses, 1)
-    return tuple(jnp.where(is_move, 0.5 * change, jnp.inf) for change in (up, down))
+    return jnp.where(is_move, 0.5 * up, jnp.inf), jnp.where(is_move, 0.5 * down, jnp.inf)
 
 
 def swap_changes(factors: OrderFactor) -> Float[Array, "num_nodes num_nodes"]:
@@ -92,10 +91,10 @@ def swap_changes(factors: OrderFactor) -> Float[Array, "num_nodes num_nodes"]:
     lower, ends = factors.factor, _ends(factors)
     num_nodes = lower.shape[0]
     is_move = jnp.triu(jnp.ones(lower.shape, bool), 1)
-    start = jnp.where(is_move, lower.T, 0.0), ends.given, jnp.zeros(lower.shape)
+    whole: tuple[Array, ...] = jnp.where(is_move, lower.T, 0.0), ends.given, jnp.zeros(lower.shape)
     columns = lower.T
 
-    def take_column(carry: tuple[Array, Array, Array], k: Array, first: int) -> tuple[tuple, None]:
+    def take_column(carry: tuple[Array, ...], k: Array, first: int) -> tuple[tuple[Array, ...], None]:
         """Of the rows up to some p, and of the columns from `first` on."""
         extra, given, changes = carry
         rows, at = jnp.arange(extra.shape[0]), k - first
@@ -117,10 +116,10 @@ def swap_changes(factors: OrderFactor) -> Float[Array, "num_nodes num_nodes"]:
     # Rows from the block's end on, and columns before it, have nothing to do in it.
     for first in range(0, num_nodes, _BLOCK):
         last = min(first + _BLOCK, num_nodes)
-        part = tuple(leaf[:last, first:] for leaf in start)
+        part = tuple(leaf[:last, first:] for leaf in whole)
         part, _ = lax.scan(partial(take_column, first=first), part, jnp.arange(first, last))
-        start = tuple(leaf.at[:last, first:].set(new) for leaf, new in zip(start, part, strict=True))
-    changes = ends.rise + start[2] + ends.fall
+        whole = tuple(leaf.at[:last, first:].set(new) for leaf, new in zip(whole, part, strict=True))
+    changes = ends.rise + whole[2] + ends.fall
     return jnp.where(is_move, 0.5 * changes, jnp.inf)
 
 

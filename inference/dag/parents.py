@@ -26,7 +26,7 @@ class Regression(NamedTuple):
     criterion: float
 
 
-def penalty(num_observations: float, num_candidates: int, gamma: float) -> float:
+def penalty(num_observations: float | int, num_candidates: int, gamma: float | int) -> float:
     r"""Return what a parent must gain, in units of the log of the variance.
 
     \((\log n + 2 \gamma \log p) / n\) for \(p\) candidates: with \(\gamma = 0\) the Bayesian information
@@ -42,16 +42,16 @@ def choose_parents(
     covariance: Float[np.ndarray, "num_nodes num_nodes"],
     node: int,
     candidates: Bool[np.ndarray, " num_nodes"],
-    num_observations: float,
+    num_observations: float | int,
     *,
-    gamma: float = 1.0,
+    gamma: float | int = 1.0,
     required: Bool[np.ndarray, " num_nodes"] | None = None,
 ) -> Regression:
     """Return the parents that growing and then shrinking finds.
 
-    Growing takes in the candidate that leaves the least variance while it gains a fifth of the penalty or more:
-    parents that cancel each other gain little one by one. Shrinking then lets go the one that is missed least
-    while the criterion falls.
+    Growing takes in the candidate that leaves the least variance while it gains a fifth of the penalty or
+    more: parents that cancel each other gain little one by one. Shrinking then lets go the one that is missed
+    least while the criterion falls.
 
     Args:
         covariance: Of the nodes.
@@ -62,10 +62,9 @@ def choose_parents(
         required: Who must be a parent.
     """
     price = penalty(num_observations, int(candidates.sum()), gamma)
-    fixed = [] if required is None else list(np.flatnonzero(required & candidates))
-    chosen = _grown(covariance, node, candidates, fixed, _EAGER * price, int(num_observations) - 2)
-    chosen = _shrunk(covariance, node, chosen, set(fixed), price)
-    chosen = np.sort(np.array(chosen, int))
+    fixed = [] if required is None else [int(number) for number in np.flatnonzero(required & candidates)]
+    grown = _grown(covariance, node, candidates, fixed, _EAGER * price, int(num_observations) - 2)
+    chosen = np.sort(np.array(_shrunk(covariance, node, grown, set(fixed), price), int))
     weights, variance = regress(covariance, node, chosen)
     return Regression(chosen, weights, variance, math.log(variance) + price * len(chosen))
 
@@ -85,11 +84,12 @@ def _grown(
 ) -> list[int]:
     """Return who is taken in: a Cholesky factorization of the candidates, pivoted on the gain."""
     numbers = np.flatnonzero(candidates)
-    where = {number: at for at, number in enumerate(numbers)}
+    where = {int(number): at for at, number in enumerate(numbers)}
     with_node = covariance[numbers, node].copy()
     variances = covariance[numbers, numbers].copy()
     floors = _TINY * variances
-    left, chosen = float(covariance[node, node]), []
+    chosen: list[int] = []
+    left = float(covariance[node, node])
     floor = _TINY * left
     rows = np.empty((0, len(numbers)))
     is_open = variances > floors
@@ -104,7 +104,9 @@ def _grown(
                 break
         chosen.append(int(numbers[at]))
         is_open[at] = False
-        row = (covariance[numbers[at], numbers] - rows[:, at] @ rows) / math.sqrt(max(variances[at], floors[at]))
+        row = (covariance[numbers[at], numbers] - rows[:, at] @ rows) / math.sqrt(
+            max(variances[at], floors[at])
+        )
         rows = np.vstack([rows, row])
         share = with_node[at] / math.sqrt(max(variances[at], floors[at]))
         left = max(left - share**2, floor)

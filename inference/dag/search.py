@@ -69,14 +69,16 @@ def search(
             jnp.where(is_over, walk.order, walk.order[sources]), loss, walk.num_sweeps + 1, least, is_over
         )
 
+    going = jnp.zeros((), bool)
+
     def goes_on(walk: _Walk) -> Array:
         return ~walk.is_over
 
     def run(walk: _Walk) -> _Walk:
-        near = lax.while_loop(goes_on, partial(sweep, reach=window), walk._replace(is_over=jnp.asarray(False)))
-        return near if window is None else sweep(near._replace(is_over=jnp.asarray(False)), None)
+        near = lax.while_loop(goes_on, partial(sweep, reach=window), walk._replace(is_over=going))
+        return near if window is None else sweep(near._replace(is_over=going), None)
 
     zero = jnp.zeros((), covariance.dtype)
-    start = _Walk(jnp.asarray(order), zero, jnp.zeros((), int), zero, jnp.asarray(False))
+    start = _Walk(jnp.asarray(order), zero, jnp.zeros((), int), zero, going)
     end = run(start) if window is None else lax.while_loop(goes_on, run, start)
     return Found(end.order, end.loss, end.num_sweeps, end.best_change)

@@ -1,4 +1,8 @@
 """Causal graphs of the columns of a data frame."""
 
+from qbs.models.structural.comparison import Comparison as Comparison
+from qbs.models.structural.comparison import compare_graphs as compare_graphs
 from qbs.models.structural.simulation import simulate_dag as simulate_dag
 from qbs.models.structural.simulation import simulate_sem as simulate_sem
+from qbs.models.structural.topological_dag import GraphWarning as GraphWarning
+from qbs.models.structural.topological_dag import TopologicalDAG as TopologicalDAG

@@ -1,20 +1,16 @@
 """Random directed acyclic graphs, and data from structural equation models on them."""
 
-from typing import Literal
-
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
-GraphKind = Literal["ER", "SF"]
-Noise = Literal["gaussian", "exponential", "gumbel", "uniform"]
-Equations = Literal["linear", "logistic", "mlp"]
+from qbs.inference.dag.equivalence import topological_order
 
 _NUM_HIDDEN = 100
 _LEAST, _MOST = 0.5, 2.0  # of the size of a weight
 
 
 def simulate_dag(
-    num_nodes: int, num_edges: int, graph: GraphKind = "ER", *, seed: int = 0
+    num_nodes: int, num_edges: int, graph: str = "ER", *, seed: int = 0
 ) -> Float[np.ndarray, "num_nodes num_nodes"]:
     r"""Return the weights of a random directed acyclic graph: of row -> column, zero where there is no edge.
 
@@ -40,7 +36,9 @@ def simulate_dag(
         raise ValueError(f"simulate_dag: num_nodes must be 1 or more, not {num_nodes}")
     most = num_nodes * (num_nodes - 1) // 2
     if not 0 <= num_edges <= most:
-        raise ValueError(f"simulate_dag: num_edges must be 0 ... {most} for {num_nodes} nodes, not {num_edges}")
+        raise ValueError(
+            f"simulate_dag: num_edges must be 0 ... {most} for {num_nodes} nodes, not {num_edges}"
+        )
     rng = np.random.default_rng(seed)
     is_edge = np.zeros((num_nodes, num_nodes), bool)
     if graph == "ER":
@@ -70,20 +68,21 @@ def _grow(is_edge: np.ndarray, num_parents: int, rng: np.random.Generator) -> No
 
 
 def simulate_sem(
-    weights: Float[np.ndarray, "num_nodes num_nodes"],
+    weights: ArrayLike,
     num_rows: int,
-    noise: Noise = "gaussian",
+    noise: str = "gaussian",
     *,
-    equations: Equations = "linear",
-    noise_scale: float | Float[np.ndarray, " num_nodes"] = 1.0,
+    equations: str = "linear",
+    noise_scale: ArrayLike = 1.0,
     seed: int = 0,
 ) -> Float[np.ndarray, "num_rows num_nodes"]:
     """Return rows of data from a structural equation model on a weighted graph.
 
     Args:
-        weights: Of row -> column; the graph must be acyclic.
+        weights: Of row -> column, square; the graph must be acyclic.
         num_rows: Number of rows.
-        noise: Law of the noise, with mean zero and standard deviation `noise_scale`.
+        noise: Law of the noise: `"gaussian"`, `"exponential"`, `"gumbel"` or `"uniform"`, with mean zero and
+            standard deviation `noise_scale`.
         equations: `"linear"`: the parents' weighted sum plus noise. `"logistic"`: columns of 0 and 1, with
             that sum as the log odds and no other noise. `"mlp"`: noise plus a random network of the parents
             with one layer of 100 sigmoid units, weights as those of a graph; the graph's own weights say only
@@ -115,20 +114,17 @@ def simulate_sem(
     return data
 
 
-def causal_order(weights: Float[np.ndarray, "num_nodes num_nodes"]) -> np.ndarray:
+def causal_order(weights: ArrayLike) -> np.ndarray:
     """Return the nodes such that all edges go forward; the lower number first where either may be.
 
     Raises:
         ValueError: If there is a cycle.
     """
-    is_edge, left, order = np.asarray(weights) != 0, list(range(len(weights))), []
-    while left:
-        free = [node for node in left if not is_edge[left, node].any()]
-        if not free:
-            raise ValueError(f"the graph has a cycle among the nodes {left}")
-        order += free
-        left = [node for node in left if node not in set(free)]
-    return np.array(order, int)
+    is_edge = np.asarray(weights) != 0
+    order = topological_order(is_edge)
+    if len(order) < len(is_edge):
+        raise ValueError("the graph has a cycle: data can be simulated from acyclic graphs only")
+    return order
 
 
 def _network(parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -139,7 +135,7 @@ def _network(parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 1 / (1 + np.exp(-(parents @ first))) @ second
 
 
-def _noise(law: Noise, count: int, rng: np.random.Generator) -> np.ndarray:
+def _noise(law: str, count: int, rng: np.random.Generator) -> np.ndarray:
     if law == "gaussian":
         return rng.normal(size=count)
     if law == "exponential":
