@@ -82,6 +82,7 @@ RUNS = {
     "ParticleGibbs": (coefficient, (YS,), smc.ParticleGibbs()),
     "ParticleFilter": (coefficient, (YS,), smc.ParticleFilter(num_particles=50_000, num_islands=32)),
     "SMC2": (coefficient, (YS[:30],), smc.SMC2(num_particles=50, num_inner=50, num_islands=16)),
+    "SMC2, long": (coefficient, (YS,), smc.SMC2(num_particles=1200, num_inner=1200, num_islands=16)),
     "Dynesty": (gaussian, (np.linspace(-2, 2, 6),), nested.Dynesty()),
 }
 

@@ -61,7 +61,8 @@ def choose_parents(
         gamma: See `penalty`.
         required: Who must be a parent.
     """
-    price = penalty(num_observations, int(candidates.sum()), gamma)
+    # All other nodes, also where only some come before: there are as many sets of edges to be misled by.
+    price = penalty(num_observations, len(covariance) - 1, gamma)
     fixed = [] if required is None else [int(number) for number in np.flatnonzero(required & candidates)]
     grown = _grown(covariance, node, candidates, fixed, _EAGER * price, int(num_observations) - 2)
     chosen = np.sort(np.array(_shrunk(covariance, node, grown, set(fixed), price), int))
