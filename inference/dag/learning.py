@@ -30,6 +30,11 @@ class Rules(NamedTuple):
     required: Bool[np.ndarray, "num_nodes num_nodes"]
     forbidden: Bool[np.ndarray, "num_nodes num_nodes"]
 
+    @property
+    def known_arrows(self) -> Bool[np.ndarray, "num_nodes num_nodes"]:
+        """Whether an edge between two nodes, if there is one, can only be row -> column."""
+        return self.before | (self.forbidden.T & ~self.forbidden)
+
     def allowed(self, node: int, is_before: Bool[np.ndarray, " num_nodes"]) -> Bool[np.ndarray, " num_nodes"]:
         """Return who of those before a node may be its parent."""
         return is_before & ~self.forbidden[:, node]

@@ -42,12 +42,14 @@ class _Ends(NamedTuple):
 
     Attributes:
         variances: Of what is at each position given all before it.
+        told: One plus what those after `p` up to `q` tell of its variance, as a share, at `[p, q]`.
         given: Variance of what is at `q` given all before `p`, at `[p, q]`.
         rise: Change of the term of `q` if it comes right after those before `p`, at `[p, q]`.
         fall: Change of the term of `p` if it comes right after all others up to `q`, at `[p, q]`.
     """
 
     variances: Float[Array, " num_nodes"]
+    told: Float[Array, "num_nodes num_nodes"]
     given: Float[Array, "num_nodes num_nodes"]
     rise: Float[Array, "num_nodes num_nodes"]
     fall: Float[Array, "num_nodes num_nodes"]
@@ -55,16 +57,10 @@ class _Ends(NamedTuple):
 
 def _ends(factors: OrderFactor) -> _Ends:
     variances = jnp.diagonal(factors.factor) ** 2
-    given = _sum_from(factors.factor**2).T
-    # One plus what of the variance of p those after it tell, as q goes on.
+    given = lax.cumsum(factors.factor**2, axis=1, reverse=True).T
     told = variances[:, None] * jnp.cumsum(factors.inverse.T**2, 1)
     fall = variances[:, None] * (1 / jnp.where(told > 0, told, 1.0) - 1)
-    return _Ends(variances, given, given - variances, fall)
-
-
-def _sum_from(rows: Float[Array, "num_nodes num_nodes"]) -> Float[Array, "num_nodes num_nodes"]:
-    """Return for each column the sum from there on."""
-    return jnp.cumsum(rows[:, ::-1], 1)[:, ::-1]
+    return _Ends(variances, told, given, given - variances, fall)
 
 
 def insertion_changes(factors: OrderFactor) -> tuple[Array, Array]:
@@ -73,10 +69,9 @@ def insertion_changes(factors: OrderFactor) -> tuple[Array, Array]:
     is_move = jnp.triu(jnp.ones(lower.shape, bool), 1)
     # Of those between, as what is at q comes before them.
     gains = jnp.where(is_move, (lower.T * jnp.diagonal(lower)[:, None]) ** 2 / ends.given, 0.0)
-    up = ends.rise - jnp.cumsum(gains[::-1], 0)[::-1]
+    up = ends.rise - lax.cumsum(gains, axis=0, reverse=True)
     # And as what is at p goes from before them.
-    told = ends.variances[:, None] * jnp.cumsum(factors.inverse.T**2, 1)
-    before = jnp.roll(told, 1, axis=1)
+    before = jnp.roll(ends.told, 1, axis=1)
     losses = ends.variances[:, None] * factors.inverse.T**2 / jnp.where(before > 0, before, 1.0)
     losses = jnp.where(is_move, losses * ends.variances, 0.0)
     down = ends.fall + jnp.cumsum(losses, 1)

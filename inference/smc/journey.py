@@ -100,6 +100,11 @@ class Here(NamedTuple):
         return not self.rounds or self.rounds[-1] >= self.needed
 
 
+def is_open(method: Settings, here: Here) -> bool:
+    """Whether it cannot be told yet how many rounds there must be at a stage."""
+    return here.needed == method.max_rounds and method.chain_length is None
+
+
 class Journey:
     """The way through the stages: what comes after each place on it."""
 
@@ -120,17 +125,13 @@ class Journey:
         """Whether moves after the last step took long to forget, or have not yet."""
         return here.rounds[-1] > _FEW_ROUNDS or here.correlations[-1] > self._method.max_correlation
 
-    def _is_open(self, here: Here) -> bool:
-        """Whether it cannot be told yet how many rounds there must be at this stage."""
-        return here.needed == self._method.max_rounds and self._method.chain_length is None
-
     def _is_too_far(self, here: Here) -> bool:
         """Whether the last step was a long one to where moves are slow.
 
         Moves that forget slowly on the whole hardly move some of the particles. What a long step asks of
         those they do not make up for with any number of rounds, and the evidence comes out too small.
         """
-        return here.rounds[-1] >= _FEW_ROUNDS and self._is_open(here) and not here.is_short
+        return here.rounds[-1] >= _FEW_ROUNDS and is_open(self._method, here) and not here.is_short
 
     def _taken_back(self, here: Here) -> Here:
         """Return the place after a shorter step than the last, from where that one went."""
@@ -198,7 +199,7 @@ class Journey:
             num_calls=here.num_calls + count * told.after.size,
             num_bad=here.num_bad + int(told.num_bad),
         )
-        return self._judged(here, told) if self._is_open(here) else here
+        return self._judged(here, told) if is_open(self._method, here) else here
 
     def _judged(self, here: Here, told: "Told") -> Here:
         """Return the place with the number of rounds that it needs, if that can be told.

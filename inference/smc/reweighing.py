@@ -100,7 +100,6 @@ def _reweighed(
     log_weights = gain(chosen).reshape(num_islands, -1)
     per_island = log_weights.shape[1]
     num_chains = per_island // length
-    increments = jax.scipy.special.logsumexp(log_weights, axis=1) - jnp.log(per_island)
 
     def resample(key: Array, log_weights: Array) -> Int[Array, " num_chains"]:
         weights = jax.nn.softmax(log_weights)

@@ -20,7 +20,7 @@ from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.posterior import Posterior, to_numpy
 from qbs.inference.sites import is_improper
 from qbs.inference.smc.islands import MAX_SPREAD, combined_evidence, path_log_weights
-from qbs.inference.smc.journey import Here, Journey, Settings, draw_sites, particle_shape
+from qbs.inference.smc.journey import Here, Journey, Settings, draw_sites, is_open, particle_shape
 from qbs.inference.smc.moves import Cloud, evaluate
 from qbs.inference.smc.settings import require_islands
 from qbs.inference.unconstrained import constrain
@@ -94,7 +94,7 @@ def _distance(method: Settings, here: Here) -> float:
     """Return how many long steps are done; of the last, the share of the rounds that it is likely to need."""
     *before, done = here.rounds
     needed = here.needed
-    if method.chain_length is None and needed == method.max_rounds:  # not known yet
+    if is_open(method, here):
         needed = max(before[-1] if before else 0, 2 * (done + 1))
     *sizes, last = here.sizes
     return sum(sizes) + last * min(done / needed, 1.0)

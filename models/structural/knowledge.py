@@ -1,31 +1,12 @@
 """What is known of a graph before the data: tiers, edges that must be, and edges that must not."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from qbs.errors import DataError
-
-
-class Knowledge(NamedTuple):
-    """Rules for a graph; entries are of row -> column.
-
-    Attributes:
-        before: Whether row must come before column in the order; transitive.
-        required: Edges that must be there.
-        forbidden: Edges that must not be there, as between tiers; not what `before` excludes already.
-    """
-
-    before: Bool[np.ndarray, "num_nodes num_nodes"]
-    required: Bool[np.ndarray, "num_nodes num_nodes"]
-    forbidden: Bool[np.ndarray, "num_nodes num_nodes"]
-
-    @property
-    def known_arrows(self) -> Bool[np.ndarray, "num_nodes num_nodes"]:
-        """Whether an edge between two nodes, if there is one, can only be row -> column."""
-        return self.before | (self.forbidden.T & ~self.forbidden)
+from qbs.inference.dag.learning import Rules
 
 
 def read_knowledge(
@@ -34,7 +15,7 @@ def read_knowledge(
     required: Iterable[Any] = (),
     forbidden: Iterable[Any] = (),
     dropped: Iterable[str] = (),
-) -> Knowledge:
+) -> Rules:
     """Return the rules that a person wrote with names.
 
     Args:
@@ -81,7 +62,7 @@ def read_knowledge(
     if (cycle := np.flatnonzero(np.diagonal(before))).size:
         who = ", ".join(repr(names[int(at)]) for at in cycle)
         raise DataError(f"the required edges and the tiers make a cycle among {who}")
-    return Knowledge(before, must, may_not)
+    return Rules(before, must, may_not)
 
 
 def _tier_order(names: Sequence[str], tiers: Any, number: Any) -> np.ndarray:

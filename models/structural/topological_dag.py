@@ -189,9 +189,7 @@ class TopologicalDAG(BaseEstimator):
                 )
 
     def _rules(self, columns: Columns) -> Rules:
-        return Rules(
-            *read_knowledge(columns.names, self.tiers, self.required, self.forbidden, columns.dropped)
-        )
+        return read_knowledge(columns.names, self.tiers, self.required, self.forbidden, columns.dropped)
 
     def _start(self, columns: Columns) -> np.ndarray | None:
         if self.start is None:
@@ -230,6 +228,7 @@ class TopologicalDAG(BaseEstimator):
             return None, ""
         rng, pace = np.random.default_rng(self.seed), Pace()
         num_rows, counts, done = len(values), np.zeros((values.shape[1],) * 2), 0
+        chances = np.full(num_rows, 1 / num_rows)
         try:
             with ProgressLine("bootstrap", show=self.progress) as line:
                 for done in range(self.bootstraps):
@@ -239,9 +238,7 @@ class TopologicalDAG(BaseEstimator):
                         done / self.bootstraps,
                         pace.seconds_for(self.bootstraps - done),
                     )
-                    counts += self._replicate(
-                        values, rules, rng.multinomial(num_rows, [1 / num_rows] * num_rows)
-                    )
+                    counts += self._replicate(values, rules, rng.multinomial(num_rows, chances))
                 done = self.bootstraps
         except KeyboardInterrupt:
             if not done:
@@ -272,8 +269,7 @@ class TopologicalDAG(BaseEstimator):
         confidence: np.ndarray | None,
     ) -> None:
         names, is_edge = list(columns.names), model.weights != 0
-        known = rules.before | (rules.forbidden.T & ~rules.forbidden)
-        is_possible = completed_graph(is_edge, is_known=known & is_edge)
+        is_possible = completed_graph(is_edge, is_known=rules.known_arrows)
         is_compelled = is_possible & ~is_possible.T
         self.graph_ = CausalGraph(columns.names, model.weights, confidence, is_compelled)
 
