@@ -222,13 +222,14 @@ def test_rules_of_an_order_within_the_search():
 def test_a_local_search_agrees_with_all_orders():
     covariance = some_covariance(6, 8)
 
-    def score(node, is_before):
-        return 0.5 * regress(covariance, node, np.flatnonzero(is_before))[1]
+    def scores(nodes, is_before):
+        pairs = zip(map(int, nodes), is_before, strict=True)
+        return np.array([0.5 * regress(covariance, node, np.flatnonzero(mask))[1] for node, mask in pairs])
 
     none = np.zeros((6, 6), bool)
     rng = np.random.default_rng(0)
     starts = [random_order(rng, none) for _ in range(20)]
-    found = min((local_search(score, start, none) for start in starts), key=lambda found: found.score)
+    found = min((local_search(scores, start, none) for start in starts), key=lambda found: found.score)
     best = min(loss_of(covariance, list(order)) for order in itertools.permutations(range(6)))
     assert found.score == pytest.approx(best, abs=1e-10)
 

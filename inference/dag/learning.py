@@ -132,11 +132,13 @@ def _by_swaps(covariance: np.ndarray, rules: Rules, start: np.ndarray, neighbour
 def _by_insertions(covariance: np.ndarray, rules: Rules, start: np.ndarray, _: str) -> Ordered:
     """Search without the formulas for all moves, which take all predecessors for parents."""
 
-    def score(node: int, is_before: np.ndarray) -> float:
-        return 0.5 * regress(covariance, node, np.flatnonzero(rules.allowed(node, is_before)))[1]
+    def scores(nodes: np.ndarray, is_before: np.ndarray) -> np.ndarray:
+        may_be = is_before & ~rules.forbidden[:, nodes].T
+        pairs = zip(map(int, nodes), may_be, strict=True)
+        return np.array([0.5 * regress(covariance, node, np.flatnonzero(mask))[1] for node, mask in pairs])
 
-    found = local_search(score, start, rules.before)
-    return Ordered(found.order, found.score, found.num_sweeps, is_optimal=True, top_down=start)
+    found = local_search(scores, start, rules.before)
+    return Ordered(found.order, found.score, found.num_sweeps, found.is_optimal, top_down=start)
 
 
 def prune(

@@ -8,15 +8,18 @@ References:
     DAGs using the best order score search and grow-shrink trees", for the move.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 _TOLERANCE = 1e-10  # of the score of all nodes: what a move must gain
 
-LocalScore = Callable[[int, Bool[np.ndarray, " num_nodes"]], float]
+# Of nodes, given who stands before each; lower is better.
+LocalScores = Callable[
+    [Int[np.ndarray, " batch"], Bool[np.ndarray, "batch num_nodes"]], Float[np.ndarray, " batch"]
+]
 
 
 class LocalFound(NamedTuple):
@@ -27,16 +30,18 @@ class LocalFound(NamedTuple):
         score: The sum of the scores of all nodes; lower is better.
         num_sweeps: How many times all nodes were tried at all places.
         num_scores: How many scores of a node with its predecessors were computed.
+        is_optimal: Whether moving any one node does not improve it; else the sweeps ran out.
     """
 
     order: Int[np.ndarray, " num_nodes"]
     score: float
     num_sweeps: int
     num_scores: int
+    is_optimal: bool
 
 
 def local_search(
-    score: LocalScore,
+    scores: LocalScores,
     order: Int[np.ndarray, " num_nodes"],
     before: Bool[np.ndarray, "num_nodes num_nodes"],
     *,
@@ -46,63 +51,67 @@ def local_search(
     """Return an order that moving no one node improves.
 
     Args:
-        score: Score of a node, given who stands before it; lower is better.
+        scores: Scores of nodes, given who stands before each; lower is better. It is asked for many at once,
+            and never twice for the same.
         order: The order to start at; it must keep the rules.
         before: Whether row must come before column; transitive.
         max_sweeps: Most sweeps.
         watch: Told the number of each sweep, and the score after it.
     """
-    known = _Known(score, len(order))
+    known = _Known(scores, len(order))
     places, total, num_sweeps = [int(node) for node in order], np.inf, 0
-    while num_sweeps < max_sweeps:
+    is_optimal = False
+    while num_sweeps < max_sweeps and not is_optimal:
         for node in list(places):
             places = _replaced(known, places, node, before)
         new, num_sweeps = known.total(places), num_sweeps + 1
         watch(num_sweeps, new)
-        if not new < total - _TOLERANCE * abs(new):
-            break
-        total = new
-    return LocalFound(np.array(places, int), min(new, total), num_sweeps, len(known.values))
+        is_optimal = not new < total - _TOLERANCE * abs(new)
+        total = min(new, total)
+    return LocalFound(np.array(places, int), total, num_sweeps, len(known.values), is_optimal)
 
 
 class _Known:
     """Scores that have been computed."""
 
-    def __init__(self, score: LocalScore, num_nodes: int):
-        self._score, self._num_nodes = score, num_nodes
+    def __init__(self, scores: LocalScores, num_nodes: int):
+        self._scores, self._num_nodes = scores, num_nodes
         self.values: dict[tuple[int, bytes], float] = {}
 
-    def __call__(self, node: int, is_before: np.ndarray) -> float:
-        name = node, np.packbits(is_before).tobytes()
-        if name not in self.values:
-            self.values[name] = self._score(node, is_before)
-        return self.values[name]
+    def __call__(self, asked: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+        """Return the scores of pairs of a node and who is before it."""
+        asked = list(asked)
+        names = [(node, np.packbits(is_before).tobytes()) for node, is_before in asked]
+        new = {name: pair for name, pair in zip(names, asked, strict=True) if name not in self.values}
+        if new:
+            nodes = np.array([node for node, _ in new.values()], int)
+            values = self._scores(nodes, np.array([is_before for _, is_before in new.values()]))
+            self.values.update(zip(new, map(float, values), strict=True))
+        return np.array([self.values[name] for name in names])
 
     def total(self, places: list[int]) -> float:
-        is_before, total = np.zeros(self._num_nodes, bool), 0.0
-        for node in places:
-            total += self(node, is_before.copy())
-            is_before[node] = True
-        return total
+        return float(self(zip(places, self.before(places)[:-1], strict=True)).sum())
+
+    def before(self, places: list[int]) -> np.ndarray:
+        """Return who is before each place of an order, and after the last."""
+        is_before = np.zeros((len(places) + 1, self._num_nodes), bool)
+        for at, node in enumerate(places):
+            is_before[at + 1 :, node] = True
+        return is_before
 
 
 def _replaced(known: _Known, places: list[int], node: int, before: np.ndarray) -> list[int]:
     """Return the order with a node at its best place that the rules allow; its own, where none is better."""
     others = [other for other in places if other != node]
-    is_before = np.zeros(len(places), bool)
-    own, without, with_node = [known(node, is_before.copy())], [], []
-    for other in others:
-        without.append(known(other, is_before.copy()))
-        is_before[node] = True
-        with_node.append(known(other, is_before.copy()))
-        is_before[node] = False
-        is_before[other] = True
-        own.append(known(node, is_before.copy()))
-    totals = (
-        np.array(own)
-        + np.concatenate([[0.0], np.cumsum(without)])
-        + np.concatenate([np.cumsum(with_node[::-1])[::-1], [0.0]])
-    )
+    is_before = known.before(others)
+    with_node = is_before.copy()
+    with_node[:, node] = True
+    count = len(others)
+    asked = [(node, mask) for mask in is_before]
+    asked += list(zip(others, is_before[:-1], strict=True)) + list(zip(others, with_node[:-1], strict=True))
+    own, without, with_ = np.split(known(asked), [count + 1, 2 * count + 1])
+    totals = own + np.concatenate([[0.0], np.cumsum(without)])
+    totals += np.concatenate([np.cumsum(with_[::-1])[::-1], [0.0]])
     first = max((at + 1 for at, other in enumerate(others) if before[other, node]), default=0)
     last = min((at for at, other in enumerate(others) if before[node, other]), default=len(others))
     at = first + int(np.argmin(totals[first : last + 1]))

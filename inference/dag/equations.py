@@ -1,0 +1,78 @@
+"""Structural equations: how a node comes about from its parents."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Equation(Protocol):
+    """How a node comes about from its parents."""
+
+    @property
+    def node(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def parents(self) -> Int[np.ndarray, " num_parents"]:
+        """Their numbers, ascending."""
+        ...
+
+    @property
+    def weights(self) -> Float[np.ndarray, " num_parents"]:
+        """One for each parent: the coefficient, or the norm of a group of coefficients."""
+        ...
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the additive noise; NaN where there is none."""
+        ...
+
+    def mean(self, values: Float[np.ndarray, "num_rows num_nodes"]) -> Float[np.ndarray, " num_rows"]:
+        """Return the expectation of the node, or its likeliest code if it is categorical.
+
+        Args:
+            values: Of all nodes; only those of the parents are read.
+        """
+        ...
+
+    def draw(
+        self, rng: np.random.Generator, values: Float[np.ndarray, "num_rows num_nodes"]
+    ) -> Float[np.ndarray, " num_rows"]:
+        """Return random values of the node, given those of its parents."""
+        ...
+
+
+class LinearEquation(NamedTuple):
+    """A weighted sum of the parents, and noise.
+
+    Attributes:
+        node: Its number.
+        parents: Their numbers, ascending.
+        weights: Their coefficients.
+        noise_variance: Of the noise.
+        intercept: What is added to the sum.
+        residuals: The noise is drawn from these; None for Gaussian noise.
+    """
+
+    node: int
+    parents: Int[np.ndarray, " num_parents"]
+    weights: Float[np.ndarray, " num_parents"]
+    noise_variance: float
+    intercept: float
+    residuals: Float[np.ndarray, " num_seen"] | None = None
+
+    def mean(self, values: Float[np.ndarray, "num_rows num_nodes"]) -> Float[np.ndarray, " num_rows"]:
+        """Return the expectation of the node."""
+        return self.intercept + values[:, self.parents] @ self.weights
+
+    def draw(
+        self, rng: np.random.Generator, values: Float[np.ndarray, "num_rows num_nodes"]
+    ) -> Float[np.ndarray, " num_rows"]:
+        """Return random values of the node."""
+        if self.residuals is None:
+            noise = np.sqrt(self.noise_variance) * rng.normal(size=len(values))
+        else:
+            noise = rng.choice(self.residuals, len(values))
+        return self.mean(values) + noise
