@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qbs.inference.dag.learning import Rules, equal_variance_order, prune
+from qbs.inference.dag.learning import Settings, learn_graph
 from qbs.inference.dag.local_search import local_search
 from qbs.inference.dag.moves import all_changes, best_moves, forbid, near_swap_changes, swap_changes
 from qbs.inference.dag.order_factor import equal_variance_loss, factorize, full_weights
 from qbs.inference.dag.parents import choose_parents, regress
+from qbs.inference.dag.rules import Rules
+from qbs.inference.dag.sample import sample_of_moments
 from qbs.inference.dag.starts import random_order, top_down_order
 from qbs.models.structural.comparison import compare_graphs
 from qbs.models.structural.simulation import causal_order, simulate_dag, simulate_sem
@@ -49,6 +51,12 @@ def changes_at(covariance, order):
 def free(num_nodes):
     none = np.zeros((num_nodes, num_nodes), bool)
     return Rules(none, none, none)
+
+
+def learned(covariance, rules, num_rows=1000, **settings):
+    num_nodes = len(covariance)
+    sample = sample_of_moments(covariance, np.zeros(num_nodes), num_rows, ("continuous",) * num_nodes)
+    return learn_graph(sample, rules, Settings(**settings))
 
 
 def moved(order, kind, p, q):
@@ -126,7 +134,7 @@ def test_the_search_finds_the_best_of_all_orders():
     for seed in range(10):
         covariance = some_covariance(6, seed)
         best = min(loss_of(covariance, list(order)) for order in itertools.permutations(range(6)))
-        found = equal_variance_order(covariance, free(6), num_restarts=20, seed=seed)
+        found = learned(covariance, free(6), num_restarts=20, seed=seed).ordered
         assert found.loss == pytest.approx(best, abs=1e-10)
         assert found.is_optimal
 
@@ -134,7 +142,7 @@ def test_the_search_finds_the_best_of_all_orders():
 @pytest.mark.parametrize("neighbourhood", ["all", "windowed"])
 def test_no_move_improves_what_the_search_returns(neighbourhood):
     covariance = some_covariance(80, 4)
-    found = equal_variance_order(covariance, free(80), neighbourhood=neighbourhood)
+    found = learned(covariance, free(80), neighbourhood=neighbourhood).ordered
     changes = changes_at(covariance, found.order)
     assert min(np.min(values) for values in changes) > -1e-8
     assert found.loss == pytest.approx(loss_of(covariance, found.order), abs=1e-9)
@@ -163,9 +171,8 @@ def test_equal_variance_data(num_nodes, degree, graph, seed):
     truth = simulate_dag(num_nodes, degree * num_nodes, graph, seed=seed)
     data = simulate_sem(truth, 1000, seed=seed + 100)
     covariance = np.cov(data.T, bias=True)
-    found = equal_variance_order(covariance, free(num_nodes), num_restarts=3, seed=seed)
-    assert found.loss <= loss_of(covariance, causal_order(truth)) + 1e-9
-    model = prune(covariance, found.order, free(num_nodes), len(data))
+    model = learned(covariance, free(num_nodes), len(data), num_restarts=3, seed=seed)
+    assert model.ordered.loss <= loss_of(covariance, causal_order(truth)) + 1e-9
     distance = compare_graphs(model.weights, truth).shd
     # Where chance makes another graph the better one, the criterion cannot tell.
     is_misled = criterion_of(covariance, model.weights) <= criterion_of(covariance, truth)
@@ -196,10 +203,9 @@ def test_rules_are_kept(seed, share):
         before |= before[:, middle, None] & before[middle]
     rules = Rules(before, required, forbidden & ~np.eye(num_nodes, dtype=bool))
     covariance = some_covariance(num_nodes, seed)
-    found = equal_variance_order(covariance, rules, num_restarts=1, seed=seed)
-    at = np.argsort(found.order)
+    found = learned(covariance, rules, 100, num_restarts=1, seed=seed)
+    at, is_edge = np.argsort(found.ordered.order), found.is_edge
     assert np.all(at[:, None] < at, where=before)
-    is_edge = prune(covariance, found.order, rules, 100).weights != 0
     assert np.all(is_edge[required])
     assert not np.any(is_edge & rules.forbidden)
     assert np.all(at[:, None] < at, where=is_edge)

@@ -1,11 +1,12 @@
 """Structural equations: how a node comes about from its parents."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class Equation(Protocol):
     """How a node comes about from its parents."""
 

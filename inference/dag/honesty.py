@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 UNEQUAL = 0.2  # coefficient of variation of the residual variances from which fits are bad
 _STANDARD = 0.01  # relative spread of variances below which the columns have been put on one scale
-_SORTABLE = 0.9
+_NARROW = 2.0  # nats
 
 
 class Honesty(NamedTuple):
@@ -21,6 +21,8 @@ class Honesty(NamedTuple):
         r2_sortability: The same for the share of the variance that the other columns explain.
         same_as_variance_order: Share of the arrows that sorting by variance orients the same way.
         same_as_top_down: The same for the top-down order, the start.
+        margin: What the best move that turns an arrow costs, in nats of the likelihood of equal variances: of
+            those looked at, the next best order that says something else. NaN for other scores.
 
     References:
         Reisach, Seiler & Weichwald (2021), "Beware of the simulated DAG!"; Reisach, Tami, Seiler, Chambaz &
@@ -33,6 +35,7 @@ class Honesty(NamedTuple):
     r2_sortability: float
     same_as_variance_order: float
     same_as_top_down: float
+    margin: float = float("nan")
 
 
 def is_standardized(covariance: Float[np.ndarray, "num_nodes num_nodes"]) -> bool:
@@ -102,7 +105,7 @@ def honesty(
 
 
 def doubts(found: Honesty) -> list[str]:
-    """Return what a reader must know, as sentences."""
+    """Return what a reader must know of a graph by equal variances, as sentences."""
     said = []
     if found.is_standardized:
         said.append(
@@ -114,5 +117,10 @@ def doubts(found: Honesty) -> list[str]:
             f"The residual variances differ (coefficient of variation {found.residual_variation:.2f}; up to "
             f"{UNEQUAL} is in order): the noises are not of equal variance in these units, so the directions "
             "of arrows may be wrong; cpdag_ has those that do not rest on it."
+        )
+    if found.margin < _NARROW:
+        said.append(
+            f"An order that turns an arrow is nearly as likely (a difference of {found.margin:.1f} nats; "
+            f"{_NARROW} and more is in order): the direction of some arrow is little more than a guess."
         )
     return said

@@ -178,19 +178,33 @@ def forbid(
         before: Whether row must come before column; transitive, and kept by the order.
         order: The order of the nodes.
     """
-    rules = before[order][:, order]
-    # Someone from p on must come before q; someone up to q must come after p.
-    is_up_bad = lax.cummax(rules.astype(jnp.int8), axis=0, reverse=True).astype(bool)
-    is_down_bad = lax.cummax(rules.astype(jnp.int8), axis=1).astype(bool)
-
-    def without(values: Array, is_bad: Array) -> Array:
-        return jnp.where(is_bad, jnp.inf, values)
-
+    is_turned = _turned(before, order)
     return Changes(
-        without(changes.up, is_up_bad),
-        without(changes.down, is_down_bad),
-        without(changes.swap, is_up_bad | is_down_bad),
+        *(jnp.where(is_bad, jnp.inf, change) for change, is_bad in zip(changes, is_turned, strict=True))
     )
+
+
+def least_turning(
+    changes: Changes, is_edge: Bool[Array, "num_nodes num_nodes"], order: Int[Array, " num_nodes"]
+) -> Float[Array, ""]:
+    """Return the least change by a move that turns an edge round; `inf` if there is none.
+
+    Args:
+        changes: Of all moves.
+        is_edge: Edges of row -> column, along the order.
+        order: The order of the nodes.
+    """
+    is_turned = _turned(is_edge, order)
+    return jnp.min(jnp.stack([jnp.where(*both, jnp.inf) for both in zip(is_turned, changes, strict=True)]))
+
+
+def _turned(relation: Array, order: Array) -> Changes:
+    """Return whether each move makes some column come before its row."""
+    along = relation[order][:, order].astype(jnp.int8)
+    # For some row from p on and the column at q; for the row at p and some column up to q.
+    up = lax.cummax(along, axis=0, reverse=True).astype(bool)
+    down = lax.cummax(along, axis=1).astype(bool)
+    return Changes(up, down, up | down)
 
 
 def best_moves(changes: Changes) -> tuple[Int[Array, " num_nodes"], Float[Array, ""]]:

@@ -1,13 +1,18 @@
-"""The parents of a node among candidates, by the extended Bayesian information criterion."""
+"""The parents of nodes among candidates, by the extended Bayesian information criterion."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-_EAGER = 0.2  # of the penalty: what must be gained while growing
-_TINY = 1e-10  # of its variance: less is left of a candidate that others tell all about
+from qbs.inference.dag.grow_shrink import Chosen, grow_shrink
+
+_TINY = 1e-10  # of its variance: least that parents leave
+_ROOM = 16  # for parents, at first
+_BLOCK = 2**23  # numbers worked on at a time
 
 
 class Regression(NamedTuple):
@@ -47,11 +52,7 @@ def choose_parents(
     gamma: float | int = 1.0,
     required: Bool[np.ndarray, " num_nodes"] | None = None,
 ) -> Regression:
-    """Return the parents that growing and then shrinking finds.
-
-    Growing takes in the candidate that leaves the least variance while it gains a fifth of the penalty or
-    more: parents that cancel each other gain little one by one. Shrinking then lets go the one that is missed
-    least while the criterion falls.
+    """Return the parents that growing and then shrinking finds; see `grow_shrink`.
 
     Args:
         covariance: Of the nodes.
@@ -59,15 +60,54 @@ def choose_parents(
         candidates: Who may be a parent.
         num_observations: How many the covariance comes from.
         gamma: See `penalty`.
-        required: Who must be a parent.
+        required: Candidates that must be parents.
     """
-    # All other nodes, also where only some come before: there are as many sets of edges to be misled by.
+    must_be = np.zeros_like(candidates) if required is None else required
+    found = choose_all_parents(
+        covariance, np.array([node]), candidates[None], must_be[None], num_observations, gamma=gamma
+    )
+    parents, variance = np.flatnonzero(found.is_parent[0]), float(found.variances[0])
     price = penalty(num_observations, len(covariance) - 1, gamma)
-    fixed = [] if required is None else [int(number) for number in np.flatnonzero(required & candidates)]
-    grown = _grown(covariance, node, candidates, fixed, _EAGER * price, int(num_observations) - 2)
-    chosen = np.sort(np.array(_shrunk(covariance, node, grown, set(fixed), price), int))
-    weights, variance = regress(covariance, node, chosen)
-    return Regression(chosen, weights, variance, math.log(variance) + price * len(chosen))
+    criterion = math.log(variance) + price * len(parents)
+    return Regression(parents, np.asarray(found.weights[0][parents]), variance, criterion)
+
+
+def choose_all_parents(
+    covariance: Float[np.ndarray, "num_nodes num_nodes"],
+    nodes: Int[np.ndarray, " batch"],
+    candidates: Bool[np.ndarray, "batch num_nodes"],
+    required: Bool[np.ndarray, "batch num_nodes"],
+    num_observations: float | int,
+    *,
+    gamma: float | int = 1.0,
+) -> Chosen:
+    """Return the parents of many nodes, as arrays of NumPy; see `choose_parents`."""
+    num_nodes, most = len(covariance), max(int(num_observations) - 2, 0)
+    # All other nodes, also where only some come before: there are as many sets of edges to be misled by.
+    price = penalty(num_observations, num_nodes - 1, gamma)
+
+    def choose(rows: np.ndarray, room: int) -> Chosen:
+        # Few sizes, so that few are compiled; what fills them up has no candidates, and is done at once.
+        size = min(num_nodes, max(1, _BLOCK // (room * num_nodes)))
+        padded = np.concatenate([rows, np.full(-len(rows) % size, -1)])
+        is_there = (padded >= 0)[:, None]
+        tasks = nodes[padded], candidates[padded] & is_there, required[padded]
+        found = [
+            grow_shrink(
+                jnp.asarray(covariance), *(field[at : at + size] for field in tasks), price, most, room=room
+            )
+            for at in range(0, len(padded), size)
+        ]
+        return Chosen(*(cast(Any, np.concatenate(field)[: len(rows)]) for field in zip(*found, strict=True)))
+
+    with jax.enable_x64(True):
+        room = min(_ROOM, num_nodes)
+        found = choose(np.arange(len(nodes)), room)
+        while found.is_full.any():
+            again, room = np.flatnonzero(found.is_full), min(2 * room, num_nodes)
+            for field, new in zip(found, choose(again, room), strict=True):
+                field[again] = new
+    return found
 
 
 def regress(
@@ -78,61 +118,3 @@ def regress(
     weights = np.linalg.lstsq(covariance[np.ix_(parents, parents)], with_node, rcond=None)[0]
     left = covariance[node, node] - with_node @ weights
     return weights, float(max(left, _TINY * covariance[node, node]))
-
-
-def _grown(
-    covariance: np.ndarray, node: int, candidates: np.ndarray, fixed: list[int], price: float, most: int
-) -> list[int]:
-    """Return who is taken in: a Cholesky factorization of the candidates, pivoted on the gain."""
-    numbers = np.flatnonzero(candidates)
-    where = {int(number): at for at, number in enumerate(numbers)}
-    with_node = covariance[numbers, node].copy()
-    variances = covariance[numbers, numbers].copy()
-    floors = _TINY * variances
-    chosen: list[int] = []
-    left = float(covariance[node, node])
-    floor = _TINY * left
-    rows = np.empty((0, len(numbers)))
-    is_open = variances > floors
-    while is_open.any() and len(chosen) < most:
-        if len(chosen) < len(fixed):
-            at = where[fixed[len(chosen)]]
-        else:
-            gains = np.where(is_open, with_node**2 / np.where(is_open, variances, 1.0), 0.0)
-            at = int(np.argmax(gains))
-            after = max(left - gains[at], floor)
-            if not math.log(left / after) > price:
-                break
-        chosen.append(int(numbers[at]))
-        is_open[at] = False
-        row = (covariance[numbers[at], numbers] - rows[:, at] @ rows) / math.sqrt(
-            max(variances[at], floors[at])
-        )
-        rows = np.vstack([rows, row])
-        share = with_node[at] / math.sqrt(max(variances[at], floors[at]))
-        left = max(left - share**2, floor)
-        with_node = with_node - share * row
-        variances = variances - row**2
-        is_open &= variances > floors
-    return chosen
-
-
-def _shrunk(covariance: np.ndarray, node: int, chosen: list[int], fixed: set[int], price: float) -> list[int]:
-    """Return who is left after those who are not missed have gone, one by one."""
-    numbers = np.array(chosen, int)
-    precision = np.linalg.pinv(covariance[np.ix_(numbers, numbers)], hermitian=True)
-    weights = precision @ covariance[numbers, node]
-    left = regress(covariance, node, numbers)[1]
-    is_free = np.array([number not in fixed for number in chosen], bool)
-    while is_free.any():
-        losses = np.where(is_free, weights**2 / np.diagonal(precision), np.inf)
-        least = int(np.argmin(losses))
-        if math.log((left + losses[least]) / left) >= price:
-            break
-        left += losses[least]
-        stays = np.arange(len(numbers)) != least
-        row = precision[least, stays] / precision[least, least]
-        weights = weights[stays] - weights[least] * row
-        precision = precision[np.ix_(stays, stays)] - precision[least, least] * np.outer(row, row)
-        numbers, is_free = numbers[stays], is_free[stays]
-    return [int(number) for number in numbers]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from qbs.inference.dag.moves import all_changes, best_moves, forbid
+from qbs.inference.dag.moves import all_changes, best_moves, forbid, least_turning
 from qbs.inference.dag.order_factor import equal_variance_loss, factorize
 
 _TOLERANCE = 1e-10  # of the loss: what a sweep must gain
@@ -82,3 +82,23 @@ def search(
     start = _Walk(jnp.asarray(order), zero, jnp.zeros((), int), zero, going)
     end = run(start) if window is None else lax.while_loop(goes_on, run, start)
     return Found(end.order, end.loss, end.num_sweeps, end.best_change)
+
+
+@jax.jit
+def turning_cost(
+    covariance: Float[Array, "num_nodes num_nodes"],
+    order: Int[Array, " num_nodes"],
+    before: Bool[Array, "num_nodes num_nodes"],
+    is_edge: Bool[Array, "num_nodes num_nodes"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the loss, and the least change of it by a move that turns an edge round.
+
+    Args:
+        covariance: Of the nodes, positive definite.
+        order: The order of the nodes.
+        before: Whether row must come before column; transitive, and kept by the order.
+        is_edge: Edges of row -> column, along the order.
+    """
+    factors = factorize(covariance, order)
+    changes = forbid(all_changes(factors), before, order)
+    return equal_variance_loss(factors.factor), least_turning(changes, is_edge, order)

@@ -37,12 +37,18 @@ def top_down_order(
     return order
 
 
-def random_order(rng: np.random.Generator, before: Bool[np.ndarray, "num_nodes num_nodes"]) -> np.ndarray:
-    """Return a random order that keeps the rules: of the nodes that may come next, any is as likely."""
-    num_nodes, is_taken, order = len(before), np.zeros(len(before), bool), []
-    for _ in range(num_nodes):
-        may_come = ~is_taken & ~np.any(before & ~is_taken[:, None], axis=0)
-        node = rng.choice(np.flatnonzero(may_come))
-        is_taken[node] = True
-        order.append(node)
+def sorted_order(
+    values: Float[np.ndarray, " num_nodes"], before: Bool[np.ndarray, "num_nodes num_nodes"]
+) -> Int[np.ndarray, " num_nodes"]:
+    """Return the order in which each next node has the least value of those that may come next."""
+    is_taken, order = np.zeros(len(before), bool), []
+    for _ in range(len(before)):
+        is_early = is_taken | np.any(before & ~is_taken[:, None], axis=0)
+        order.append(int(np.argmin(np.where(is_early, np.inf, values))))
+        is_taken[order[-1]] = True
     return np.array(order, int)
+
+
+def random_order(rng: np.random.Generator, before: Bool[np.ndarray, "num_nodes num_nodes"]) -> np.ndarray:
+    """Return a random order that keeps the rules."""
+    return sorted_order(rng.uniform(size=len(before)), before)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qbs.errors import MissingExtraError
-from qbs.models.structural.graph import CausalGraph, Edge
+from qbs.models.structural.graph import CausalGraph, Edge, OrientedBy
 
 if TYPE_CHECKING:
     from networkx import DiGraph
@@ -135,14 +135,18 @@ def from_json(document: Mapping[str, Any]) -> CausalGraph:
         numbers = {name: number for number, name in enumerate(names)}
         weights, confidence = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
         is_compelled = np.zeros(weights.shape, bool)
+        otherwise: OrientedBy = "assumption"
         for edge in document["edges"]:
             pair = numbers[edge["cause"]], numbers[edge["effect"]]
             weights[pair] = edge["weight"]
             confidence[pair] = _number(edge["confidence"])
             is_compelled[pair] = edge["oriented_by"] == "equivalence class"
+            if not is_compelled[pair]:
+                otherwise = edge["oriented_by"]
         for edge in document["absent_edges"]:
             confidence[numbers[edge["cause"]], numbers[edge["effect"]]] = _number(edge["confidence"])
-        graph = CausalGraph(names, weights, confidence if document["has_confidence"] else None, is_compelled)
+        known = confidence if document["has_confidence"] else None
+        graph = CausalGraph(names, weights, known, is_compelled, otherwise)
     except KeyError as error:
         raise ValueError(f"from_json: {error} is missing, or is not the name of a node") from error
     graph.check()
@@ -168,7 +172,7 @@ def _in_words(edge: Edge) -> str:
         words += f", confidence {edge.confidence:.0%}"
     if edge.confidence_turned is not None:
         words += f" ({edge.confidence_turned:.0%} turned)"
-    return f"{words}, oriented by the {edge.oriented_by}"
+    return f"{words}, oriented by {'' if edge.oriented_by == 'nothing' else 'the '}{edge.oriented_by}"
 
 
 def _quoted(text: str, *, is_label: bool = False) -> str:

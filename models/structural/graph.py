@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-OrientedBy = Literal["equivalence class", "assumption"]
+OrientedBy = Literal["equivalence class", "assumption", "nothing"]
 
 
 class Edge(NamedTuple):
@@ -19,7 +19,8 @@ class Edge(NamedTuple):
         confidence: Share of bootstraps with cause -> effect; None where it is not known.
         confidence_turned: Share of bootstraps with effect -> cause; None where it is not known.
         oriented_by: `"equivalence class"` where all graphs that fit the data as well have it in this
-            direction; `"assumption"` where the direction rests on the assumption about the noise alone.
+            direction; `"assumption"` where the direction rests on the assumption about the noise or the form
+            of equations alone; `"nothing"` where the score makes none, and the other direction is as good.
     """
 
     cause: str
@@ -38,14 +39,16 @@ class CausalGraph(NamedTuple):
         weights: Of row -> column; 0 where there is no edge.
         confidence: Share of bootstraps with row -> column, edges of the graph or not; NaN where it is not
             known, None without bootstraps.
-        is_compelled: Arrows row -> column that the equivalence class (CPDAG) directs. Other arrows are
-            oriented by the assumption alone. Read only where there is an edge.
+        is_compelled: Arrows row -> column that the equivalence class (CPDAG) directs. Read only where there
+            is an edge.
+        otherwise: What directs the other arrows.
     """
 
     names: tuple[str, ...]
     weights: Float[np.ndarray, "num_nodes num_nodes"]
     confidence: Float[np.ndarray, "num_nodes num_nodes"] | None
     is_compelled: Bool[np.ndarray, "num_nodes num_nodes"]
+    otherwise: OrientedBy = "assumption"
 
     def check(self) -> None:
         """Do nothing, or say what is wrong with the graph. Cycles are allowed.
@@ -94,7 +97,7 @@ class CausalGraph(NamedTuple):
                 weight=float(self.weights[row, column]),
                 confidence=_known(float(confidence[row, column])),
                 confidence_turned=_known(float(confidence[column, row])),
-                oriented_by="equivalence class" if self.is_compelled[row, column] else "assumption",
+                oriented_by="equivalence class" if self.is_compelled[row, column] else self.otherwise,
             )
             for row, column in zip(rows[order], columns[order], strict=True)
         ]

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from qbs.errors import DataError
-from qbs.inference.dag.learning import Rules
+from qbs.inference.dag.equivalence import topological_order
+from qbs.inference.dag.rules import Rules
 
 
 def read_knowledge(
@@ -63,6 +65,50 @@ def read_knowledge(
         who = ", ".join(repr(names[int(at)]) for at in cycle)
         raise DataError(f"the required edges and the tiers make a cycle among {who}")
     return Rules(before, must, may_not)
+
+
+def read_start(
+    start: Any, names: Sequence[str], dropped: Iterable[str], rules: Rules
+) -> Int[np.ndarray, " num_nodes"]:
+    """Return the order that a person gave, or that of a graph that another method found.
+
+    Args:
+        start: Names in order, causes first; or a graph: a square data frame of weights of row -> column, a
+            `CausalGraph`, or a networkx graph.
+        names: Of the nodes.
+        dropped: Names that stand for nothing any more.
+        rules: What the order must keep.
+
+    Raises:
+        DataError: If the names are not those of the columns, the graph has a cycle, or a rule is broken.
+    """
+    if hasattr(start, "to_numpy") and getattr(start, "ndim", 1) == 2:
+        given, weights = list(start.columns), start.to_numpy()
+        if list(start.index) != given:
+            raise DataError("start: a data frame must have the same names in its rows and its columns")
+    elif hasattr(start, "weights") and hasattr(start, "names"):
+        given, weights = list(start.names), start.weights
+    elif hasattr(start, "nodes") and hasattr(start, "edges"):
+        given = list(start.nodes)
+        weights = np.zeros((len(given), len(given)))
+        for cause, effect in start.edges():
+            weights[given.index(cause), given.index(effect)] = 1.0
+    else:
+        given, weights = list(start), None
+    gone = set(dropped)
+    kept = [at for at, name in enumerate(given) if name not in gone]
+    if sorted(str(given[at]) for at in kept) != sorted(map(str, names)):
+        own = [given[at] for at in kept]
+        raise DataError(f"start: must name every column once, {', '.join(map(str, names))}; not {own}")
+    if weights is not None:
+        among = topological_order(np.asarray(weights)[np.ix_(kept, kept)] != 0)
+        if len(among) < len(kept):
+            raise DataError("start: the graph has a cycle")
+        kept = [kept[at] for at in among]
+    order = np.array([list(names).index(given[at]) for at in kept], int)
+    if not rules.kept_by(order):
+        raise DataError("start: breaks the tiers or the required edges")
+    return order
 
 
 def _tier_order(names: Sequence[str], tiers: Any, number: Any) -> np.ndarray:

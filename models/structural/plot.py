@@ -180,6 +180,7 @@ def _draw_key(ax: "Axes", edges: list[Edge], corner: tuple[float, float], widest
         ("negative weight", False in signs, {"marker": ">", "markerfacecolor": "white"}),
         ("direction follows from the equivalence class", "equivalence class" in by, {}),
         ("direction rests on the assumption", "assumption" in by, {"linestyle": _dashes(line)}),
+        ("direction unknown", "nothing" in by, {"linestyle": _dashes(line)}),
         (width, True, {"linewidth": widest}),
     ]
     basic: dict[str, Any] = {"color": "#333c4a", "linewidth": line, "markersize": 5.5 * zoom}

@@ -26,12 +26,20 @@ from qbs.models.structural.column_checks import (
     shape_sentences,
 )
 from qbs.models.structural.columns import rows_of_block, sorted_levels
+from qbs.models.structural.gram_blocks import (
+    BlockSums,
+    GramBlocks,
+    resampled,
+    weighted_covariance,
+    with_columns,
+)
 
 StreamMissing = Literal["drop", "raise"]
 
 _MOST_SAMPLED = 10_000  # rows
 _SEED = 20240229  # of the sample
 _CSV_BLOCK = 2**23  # bytes
+_LARGE_TABLE, _LARGE_FILE = 20_000_000, 200_000_000  # numbers, bytes
 _BAD_VALUE = re.compile(r"In CSV column #(\d+): .*invalid value '(.*)'")
 
 
@@ -46,6 +54,7 @@ class Gram(NamedTuple):
         dropped: Names of the columns that are left out.
         problems: Sentences for a person.
         sample: At most 10,000 complete rows, each as likely as any other, in the order of the file.
+        blocks: The same of random blocks of the rows.
     """
 
     names: tuple[str, ...]
@@ -55,6 +64,11 @@ class Gram(NamedTuple):
     dropped: tuple[str, ...]
     problems: list[str]
     sample: Float[np.ndarray, "num_sampled num_nodes"]
+    blocks: GramBlocks
+
+    def resampled(self, rng: np.random.Generator) -> tuple[Float[np.ndarray, "num_nodes num_nodes"], int]:
+        """Return covariance and number of rows of one bootstrap replicate; see `gram_blocks.resampled`."""
+        return resampled(self.blocks, rng)
 
 
 def stream_gram(
@@ -62,6 +76,7 @@ def stream_gram(
     *,
     missing: StreamMissing = "drop",
     batch_rows: int = 65536,
+    num_blocks: int | None = None,
     progress: bool | None = None,
 ) -> Gram:
     """Return means and covariance of the columns of a parquet or CSV file, which need not fit in memory.
@@ -74,14 +89,17 @@ def stream_gram(
     * A CSV file has a first line of names. The types of its columns are those of the first 8 MB.
 
     Where a column with one value, or none, also misses values, the file is read a second time without it: its
-    rows are not lost. Batches are put together by the formula of Chan, Golub & LeVeque, which does not cancel
-    whatever the means are; the result depends on `batch_rows` by rounding only, and the sample not at all.
+    rows are not lost. The result depends on `batch_rows` by rounding only, and the sample not at all.
+
+    Besides a batch, the blocks of rows for bootstraps are held, up to 256 MB unless `num_blocks` says more.
 
     Args:
         path: Of a file that ends in `.parquet`, `.pq`, `.csv`, or `.csv` and the ending of a compression.
         missing: What to do with missing values. `"drop"`: leave out the rows that have any. `"raise"`: an
             error.
         batch_rows: The most rows read at a time; fewer where there are more than 64 columns.
+        num_blocks: How many blocks of rows to keep the products of, for bootstraps; `None`: 1,000, or as many
+            as fit in 256 MB, which matters beyond 182 columns.
         progress: Whether to show it; `None`: on a terminal or in a notebook.
 
     Raises:
@@ -89,20 +107,19 @@ def stream_gram(
         ValueError: As in `read_columns`; and if the file is of another kind or is damaged.
         FileNotFoundError: If there is no file.
         MissingExtraError: If pyarrow is not installed.
-
-    References:
-        Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance".
     """
     if missing not in get_args(StreamMissing):
         hint = ": read a frame to fill them in" if missing == "mean" else ""
         raise ValueError(f"stream_gram: missing must be 'drop' or 'raise', not {missing!r}{hint}")
     if batch_rows < 1:
         raise ValueError(f"stream_gram: batch_rows must be 1 or more, not {batch_rows}")
+    if num_blocks is not None and num_blocks < 1:
+        raise ValueError(f"stream_gram: num_blocks must be 1 or more, not {num_blocks}")
     table = _opened(Path(path), batch_rows)
     check_shape(2, len(table.nodes))  # of rows, more is known at the end
     nodes = list(table.nodes)
     with ProgressLine(f"reading {Path(path).name}", show=progress) as line:
-        moments = _accumulated(table, nodes, line)
+        moments = _accumulated(table, nodes, num_blocks, line)
         check_shape(moments.num_rows, len(nodes))
         check_finite(_counts(table, nodes, moments.num_infinite))
         check_spread(
@@ -114,7 +131,8 @@ def stream_gram(
         check_varying(np.flatnonzero(varies).tolist(), [table.names[node] for node in nodes])
         if moments.num_missing[~varies].any():
             nodes = [node for node, stays in zip(nodes, varies, strict=True) if stays]
-            moments = _accumulated(table, nodes, line)
+            del moments  # the blocks are large
+            moments = _accumulated(table, nodes, num_blocks, line)
     num_missing = _counts(table, nodes, moments.num_missing)
     check_rows_left(moments.count, moments.num_rows, num_missing)
     varies = moments.low < moments.high
@@ -122,17 +140,38 @@ def stream_gram(
     dropped = tuple(table.names[node] for node in table.nodes if table.names[node] not in set(names))
     check_varying(names, dropped)
     signs = np.array([-1.0 if table.is_turned(node) else 1.0 for node in nodes])
-    covariance = (moments.scatter / moments.count * np.outer(signs, signs))[np.ix_(varies, varies)]
+    all_means, blocks = moments.sums.finished()
+    blocks = with_columns(blocks, varies, signs)
+    covariance, _ = weighted_covariance(blocks, np.ones(len(blocks.counts), int))
     sizes = np.sqrt(np.diagonal(covariance))
     problems = index_sentence([name for at, name in enumerate(table.names) if at not in table.nodes])
     problems += left_out_sentences(dropped)
     if num_missing:
         problems.append(missing_sentence(moments.num_rows - moments.count, moments.num_rows, num_missing))
     problems += shape_sentences(names, moments.count, covariance / sizes / sizes[:, None])
-    means, sample = (
-        np.where(signs < 0, 1 - rows, rows)[..., varies] for rows in (moments.means, moments.sample)
-    )
-    return Gram(names, means, covariance, moments.count, dropped, problems, sample)
+    means, sample = (np.where(signs < 0, 1 - rows, rows)[..., varies] for rows in (all_means, moments.sample))
+    return Gram(names, means, covariance, moments.count, dropped, problems, sample, blocks)
+
+
+def is_large(path: str | PathLike[str]) -> bool:
+    """Return whether a file should be streamed: parquet of over 20 million numbers, others of over 200 MB.
+
+    A file that is not there or is damaged is not large: who reads it will say so.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return path.stat().st_size > _LARGE_FILE
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        return False
+    try:
+        metadata = parquet.read_metadata(path)
+    except ArrowInvalid:
+        return False
+    return metadata.num_rows * metadata.num_columns > _LARGE_TABLE
 
 
 class _Table(NamedTuple):
@@ -163,13 +202,12 @@ class _Table(NamedTuple):
 class _Moments:
     """What is known of the rows so far: of all (`seen_`), and of the complete and finite ones."""
 
-    def __init__(self, num_nodes: int):
-        self.num_rows = self.count = 0
+    def __init__(self, num_nodes: int, num_blocks: int | None):
+        self.num_rows = 0
         self.num_missing, self.num_infinite = np.zeros(num_nodes, int), np.zeros(num_nodes, int)
         self.seen_low, self.seen_high = np.full(num_nodes, np.inf), np.full(num_nodes, -np.inf)
         self.low, self.high = self.seen_low, self.seen_high
-        self.scatter = np.zeros((num_nodes, num_nodes))
-        self._shift, self._means = np.zeros(num_nodes), np.zeros(num_nodes)  # their sum is the mean
+        self.sums = BlockSums(num_nodes, num_blocks)
         self.sample = np.empty((0, num_nodes))
         self._keys, self._rng = np.empty(0), np.random.default_rng(_SEED)
 
@@ -179,9 +217,9 @@ class _Moments:
         return np.where(self.seen_low < self.seen_high, self.seen_high / 2 - self.seen_low / 2, 0.0)
 
     @property
-    def means(self) -> Float[np.ndarray, " num_nodes"]:
+    def count(self) -> int:
         """Of the complete rows."""
-        return self._shift + self._means
+        return self.sums.num_rows
 
     def add(self, block: Float[np.ndarray, "num_rows num_nodes"]) -> None:
         """Take in rows."""
@@ -200,15 +238,7 @@ class _Moments:
         self.seen_low, self.seen_high = np.fmin(self.seen_low, low), np.fmax(self.seen_high, high)
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self._draw(block)
-        if not self.count:  # what is large and common to all must not cost digits
-            self._shift = block.mean(0)
-        block = block - self._shift
-        means = block.mean(0)
-        centred, step = block - means, means - self._means
-        total = self.count + len(block)
-        self.scatter += centred.T @ centred + np.outer(step, step) * (self.count * len(block) / total)
-        self._means = self._means + step * (len(block) / total)
-        self.count = total
+        self.sums.add(block)
 
     def _draw(self, block: Float[np.ndarray, "num_rows num_nodes"]) -> None:
         """Keep the rows with the lowest random keys."""
@@ -221,8 +251,8 @@ class _Moments:
         self._keys, self.sample = keys[kept], sample[kept]
 
 
-def _accumulated(table: _Table, nodes: list[int], line: ProgressLine) -> _Moments:
-    moments = _Moments(len(nodes))
+def _accumulated(table: _Table, nodes: list[int], num_blocks: int | None, line: ProgressLine) -> _Moments:
+    moments = _Moments(len(nodes), num_blocks)
     with np.errstate(over="ignore", invalid="ignore"):  # told at the end
         for batch in table.batches():
             block = np.empty((batch.num_rows, len(nodes)), order="F")

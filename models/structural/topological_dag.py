@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from qbs.errors import MissingExtraError
+from qbs.inference.dag.bootstrap import Draw, edges_of_replicates
 from qbs.inference.dag.equivalence import completed_graph
-from qbs.inference.dag.honesty import doubts, honesty
-from qbs.inference.dag.learning import (
-    LinearGraph,
-    Ordered,
-    Rules,
-    equal_variance_order,
-    prune,
-    regularized,
-)
+from qbs.inference.dag.learning import Learned, Settings, learn_graph
+from qbs.inference.dag.orders import FITTING, LINEAR, OF_MOMENTS, SCORES
+from qbs.inference.dag.rules import Rules
+from qbs.inference.dag.sample import Sample, sample_of_moments, sample_of_rows
+from qbs.inference.dag.scores.score import Pruning, PruningKind
+from qbs.inference.dag.threshold_path import ThresholdPath, threshold_path
 from qbs.inference.progress import Pace, ProgressLine
-from qbs.models.structural.columns import Columns, Missing, read_columns
+from qbs.models.structural.columns import Columns, Kind, Missing, read_columns
+from qbs.models.structural.doubts import assess
+from qbs.models.structural.gram_blocks import few_blocks_sentence
 from qbs.models.structural.graph import CausalGraph
-from qbs.models.structural.knowledge import read_knowledge
+from qbs.models.structural.knowledge import read_knowledge, read_start
+from qbs.models.structural.streaming import Gram
 
 try:
     import pandas as pd
     from sklearn.base import BaseEstimator
+    from sklearn.utils.validation import check_is_fitted
+
+    from qbs.models.structural.structural_model import StructuralModel
 except ImportError as error:
     raise MissingExtraError(
         "TopologicalDAG needs pandas and scikit-learn: pip install 'qbs-jax[frames]'"
@@ -34,7 +38,9 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DOUBTFUL = 0.5  # confidence below which an arrow is doubtful
+_QUICK_BOOTSTRAPS = 200
+_RESTARTS = 5
+_SLOW = ("logistic", "mixed", "mlp")  # scores of which a replicate takes seconds
 
 
 class GraphWarning(UserWarning):
@@ -44,19 +50,33 @@ class GraphWarning(UserWarning):
 class TopologicalDAG(BaseEstimator):
     """Learn a directed acyclic graph from the columns of a data frame.
 
-    The score `"equal-variance"` is least squares: it is right for linear equations whose noises have the same
-    variance in the columns' own units (Loh & Bühlmann 2014; Peters & Bühlmann 2014). Orders are improved by
-    the best set of insertions and swaps of nodes until none is left (Deng et al. 2023), and the parents of
-    each node are then chosen among those before it.
+    The order of the columns is searched for that has the best score, causes first, and the parents of each
+    column are then chosen among those before it. The scores, and what each takes for granted:
+
+    * `"equal-variance"`: linear equations whose noises have the same variance in the columns' own units (Loh
+      & Bühlmann 2014; Peters & Bühlmann 2014). All insertions and swaps are compared at once (Deng et al.
+      2023).
+    * `"bic"`: linear equations with Gaussian noises of any variance. Units do not matter; directions are told
+      up to the equivalence class, `cpdag_`.
+    * `"lingam"`: linear equations with noises that are not Gaussian, of any variance (Shimizu et al. 2011).
+    * `"logistic"`: columns of two values, log odds linear in the parents.
+    * `"mixed"`: generalized linear equations by the kind of column: numbers, two values, categories.
+    * `"mlp"`: a small network for each column, and noises of the same variance.
 
     Args:
         score: What orders are compared by.
-        neighbourhood: `"all"`: all swaps at every step. `"windowed"`: swaps over up to 64 positions until
-            nothing is left, then all; for 500 columns and more.
-        start: Names in the order to start at; the top-down order by default.
-        num_restarts: Random orders to start at as well; the best end counts.
+        neighbourhood: `"all"`: all moves at every step. `"windowed"`: swaps over up to 64 positions until
+            nothing is left, then all; for 500 columns and more. `"kkt"`: swaps that the conditions of
+            optimality suggest, as Deng et al. (2023) do; for equal variances, logistic and networks.
+        start: Where the search starts: names in order, causes first, or the graph of another method, as a
+            square data frame of weights of row -> column, a `CausalGraph` or a networkx graph. By default the
+            score's own start.
+        num_restarts: Random orders to start at as well; the best end counts. By default 5 for the scores
+            `"logistic"` and `"mixed"`, whose searches often end apart, and none for others.
+        l1: Penalty of the sizes of weights in the search, for the scores of `"kkt"`; in units of the score.
         pruning: How to choose parents: `"ebic"` by the extended Bayesian information criterion,
-            `"threshold"` by the size of their weights, `"none"` keeps all predecessors.
+            `"adaptive-lasso"` by the same along a path of penalties (linear scores), `"threshold"` by the
+            size of their weights, `"none"` keeps all predecessors.
         gamma: Of the extended criterion; larger means fewer edges, 0 is the usual criterion.
         threshold: For `pruning="threshold"`, in units of the effect for one unit of the cause.
         tiers: Lists of names, causes first, or the number of the tier by name: no edge goes to an earlier
@@ -64,23 +84,32 @@ class TopologicalDAG(BaseEstimator):
         required: Pairs of cause and effect that must be edges.
         forbidden: Pairs of cause and effect that must not be.
         bootstraps: How many times to learn the graph again from resampled rows, for the confidence; 0 for
-            none.
+            none. By default 200, or none for the scores `"logistic"`, `"mixed"` and `"mlp"`, which take
+            seconds for each.
         missing: `"drop"` leaves out rows with missing values, `"mean"` fills them, `"raise"` refuses them.
         seed: Of the random numbers.
         progress: Whether to show progress; on a terminal by default.
 
     Attributes:
-        adjacency_: Weights of row -> column, a pandas data frame.
+        adjacency_: Weights of row -> column, a pandas data frame. Where a parent has several coefficients,
+            as in a network, their norm.
         edges_: A row for each edge: cause, effect, weight, confidence, confidence_turned, oriented_by.
-        confidence_: Share of bootstraps with row -> column, or None.
+        confidence_: Share of bootstraps with row -> column, or None. An edge that the score `"bic"` does not
+            direct counts half each way.
         cpdag_: What data can tell if noises are Gaussian of any variances: both entries are 1 for an edge of
             unknown direction.
-        loss_: Half the sum of the residual variances along the order, all predecessors being parents.
+        loss_: The score of the order, per row; for equal variances half the sum of the residual variances,
+            all predecessors being parents.
         order_: Names, causes first.
-        noise_variances_: Of each column, given its parents.
+        noise_variances_: Of each column, given its parents; NaN where noise is not additive.
+        model_: The equations, a `StructuralModel`: total effects, interventions, predictions.
         honesty_: What speaks for or against the directions; see `Honesty`.
+        kkt_: How the search by KKT conditions ended, see `KKTFound`; None for other neighbourhoods.
         problems_: What a reader must know, as sentences.
         graph_: The graph for pictures and files; see `plot` and `qbs.models.structural.export`.
+        num_sweeps_: Of the search.
+        is_swap_optimal_: Whether no move that was looked at improves the order.
+        levels_: What the codes of boolean and categorical columns stand for.
         feature_names_in_: Names of the columns of the graph.
         n_features_in_: Their number.
 
@@ -88,7 +117,8 @@ class TopologicalDAG(BaseEstimator):
         Deng, Bello, Aragam & Ravikumar (2023), "Optimizing NOTEARS objectives via topological swaps"; Loh &
         Bühlmann (2014), "High-dimensional learning of linear causal networks via inverse covariance
         estimation"; Peters & Bühlmann (2014), "Identifiability of Gaussian structural equation models with
-        equal error variances"; Chen & Chen (2008), "Extended Bayesian information criteria".
+        equal error variances"; Shimizu et al. (2011), "DirectLiNGAM"; Chen & Chen (2008), "Extended Bayesian
+        information criteria".
     """
 
     def __init__(
@@ -96,15 +126,16 @@ class TopologicalDAG(BaseEstimator):
         *,
         score: str = "equal-variance",
         neighbourhood: str = "all",
-        start: Sequence[str] | None = None,
-        num_restarts: int = 0,
+        start: Any = None,
+        num_restarts: int | None = None,
+        l1: float | int = 0.0,
         pruning: str = "ebic",
         gamma: float | int = 1.0,
         threshold: float | int = 0.3,
         tiers: Mapping[str, int] | Sequence[Sequence[str]] | None = None,
         required: Iterable[Any] = (),
         forbidden: Iterable[Any] = (),
-        bootstraps: int = 200,
+        bootstraps: int | None = None,
         missing: str = "drop",
         seed: int = 0,
         progress: bool | None = None,
@@ -113,6 +144,7 @@ class TopologicalDAG(BaseEstimator):
         self.neighbourhood = neighbourhood
         self.start = start
         self.num_restarts = num_restarts
+        self.l1 = l1
         self.pruning = pruning
         self.gamma = gamma
         self.threshold = threshold
@@ -138,31 +170,67 @@ class TopologicalDAG(BaseEstimator):
         del y
         self._check_settings()
         columns = read_columns(X, missing=cast(Missing, self.missing))
-        self._require_numbers(columns)
-        values = columns.values - columns.values.mean(0)
-        rules = self._rules(columns)
-        covariance, said = regularized(values.T @ values / len(values), len(values))
-        problems = [*columns.problems, *([said] if said else [])]
-        ordered = self._ordered(covariance, rules, self._start(columns))
-        model = self._pruned(covariance, ordered, rules, len(values))
-        is_edge = model.weights != 0
-        self.honesty_ = honesty(covariance, is_edge, model.variances, ordered.top_down)
-        confidence, is_cut = self._confidence(values, rules)
-        if is_cut:
-            problems.append(is_cut)
-        if len(values) > len(covariance):
-            problems += doubts(self.honesty_)
-        self._tell(columns, ordered, model, rules, confidence)
-        self.problems_ = problems
-        for problem in problems:
-            warnings.warn(problem, GraphWarning, stacklevel=2)
+        self._check_kinds(columns)
+        self._fit(sample_of_rows(columns.values, columns.kinds), columns, None)
         return self
+
+    def fit_gram(self, gram: Gram) -> "TopologicalDAG":
+        """Learn the graph of a table of which only the moments are there; see `stream_gram`.
+
+        Args:
+            gram: Means and covariance, and those of blocks of rows, for the bootstraps.
+
+        Raises:
+            ValueError: If a setting cannot be used, or the score needs rows: only `"equal-variance"` and
+                `"bic"` do not.
+        """
+        self._check_settings()
+        if self.score not in OF_MOMENTS:
+            raise ValueError(
+                f"fit_gram: score={self.score!r} needs the rows of the table; of moments alone, the scores "
+                f"are {', '.join(OF_MOMENTS)}"
+            )
+        kinds: tuple[Kind, ...] = tuple("continuous" for _ in gram.names)
+        sample = sample_of_moments(gram.covariance, gram.means, gram.num_rows, kinds)
+        problems = [*gram.problems, *(few_blocks_sentence(gram.blocks) if self._num_bootstraps() else ())]
+        columns = Columns(gram.names, gram.sample, kinds, {}, gram.dropped, problems)
+        self._fit(sample, columns, gram.resampled)
+        return self
+
+    def _fit(self, sample: Sample, columns: Columns, draw: Draw | None) -> None:
+        rules = read_knowledge(columns.names, self.tiers, self.required, self.forbidden, columns.dropped)
+        settings = Settings(
+            self.score,
+            self.neighbourhood,
+            Pruning(cast(PruningKind, self.pruning), float(self.gamma), float(self.threshold)),
+            self._num_restarts(),
+            float(self.l1),
+            int(self.seed),
+        )
+        start = None if self.start is None else read_start(self.start, columns.names, columns.dropped, rules)
+        pace = Pace()
+        with ProgressLine("search", show=self.progress) as line:
+
+            def watch(sweep: int, score: float) -> None:
+                pace.note(sweep)
+                line.update(f"sweep {sweep}, score {score:.6g}")
+
+            learned = learn_graph(sample, rules, settings, start=start, watch=watch)
+        self.honesty_, doubts = assess(self.score, sample, learned, rules)
+        confidence, is_cut = self._confidence(sample, rules, settings._replace(num_restarts=0), draw)
+        self._sample, self._rules = sample._replace(values=None), rules
+        self._tell(columns, learned, rules, confidence)
+        self.problems_ = [
+            said for said in (*columns.problems, sample.ridge_sentence, is_cut, *doubts) if said
+        ]
+        for problem in self.problems_:
+            warnings.warn(problem, GraphWarning, stacklevel=3)
 
     def _check_settings(self) -> None:
         choices = {
-            "score": ("equal-variance",),
-            "neighbourhood": ("all", "windowed"),
-            "pruning": ("ebic", "threshold", "none"),
+            "score": SCORES,
+            "neighbourhood": ("all", "windowed", "kkt"),
+            "pruning": ("ebic", "adaptive-lasso", "threshold", "none"),
             "missing": ("drop", "mean", "raise"),
         }
         for name, allowed in choices.items():
@@ -170,125 +238,137 @@ class TopologicalDAG(BaseEstimator):
                 raise ValueError(
                     f"TopologicalDAG: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
+        for name, scores in {"kkt": FITTING, "adaptive-lasso": LINEAR}.items():
+            if name in (self.neighbourhood, self.pruning) and self.score not in scores:
+                raise ValueError(
+                    f"TopologicalDAG: {name!r} is for the scores {', '.join(scores)}, not {self.score!r}"
+                )
         for name in ("bootstraps", "num_restarts"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+            is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and not (is_whole and value >= 0):
                 raise ValueError(f"TopologicalDAG: {name} must be a whole number, 0 or more, not {value!r}")
-        for name in ("gamma", "threshold"):
+        for name in ("gamma", "threshold", "l1"):
             if not getattr(self, name) >= 0 or math.isinf(getattr(self, name)):
                 raise ValueError(
                     f"TopologicalDAG: {name} must be a number, 0 or more, not {getattr(self, name)!r}"
                 )
+        if self.l1 and self.score not in FITTING:
+            raise ValueError(f"TopologicalDAG: l1 is for the scores {', '.join(FITTING)}, not {self.score!r}")
 
-    def _require_numbers(self, columns: Columns) -> None:
+    def _check_kinds(self, columns: Columns) -> None:
         for name, kind in zip(columns.names, columns.kinds, strict=True):
-            if kind == "categorical":
+            if self.score == "logistic" and kind != "binary":
+                raise ValueError(
+                    f'column {name!r} is {kind}, and score="logistic" takes columns of two values only: '
+                    'score="mixed" takes all kinds'
+                )
+            if kind == "categorical" and self.score != "mixed":
                 raise ValueError(
                     f"column {name!r} is categorical with {len(columns.levels[name])} levels, and score="
-                    f'"{self.score}" takes numbers and columns of two values: encode it, or leave it out'
+                    f'"{self.score}" takes numbers and columns of two values: encode it, leave it out, or '
+                    'use score="mixed"'
                 )
 
-    def _rules(self, columns: Columns) -> Rules:
-        return read_knowledge(columns.names, self.tiers, self.required, self.forbidden, columns.dropped)
+    def _num_restarts(self) -> int:
+        if self.num_restarts is None:
+            return _RESTARTS if self.score in ("logistic", "mixed") else 0
+        return int(self.num_restarts)
 
-    def _start(self, columns: Columns) -> np.ndarray | None:
-        if self.start is None:
-            return None
-        names = [name for name in self.start if name not in columns.dropped]
-        if sorted(names) != sorted(columns.names):
-            raise ValueError(f"start: must name every column once, {', '.join(columns.names)}; not {names}")
-        return np.array([columns.names.index(name) for name in names])
+    def _num_bootstraps(self) -> int:
+        if self.bootstraps is None:
+            return 0 if self.score in _SLOW else _QUICK_BOOTSTRAPS
+        return int(self.bootstraps)
 
-    def _ordered(self, covariance: np.ndarray, rules: Rules, start: np.ndarray | None) -> Ordered:
-        if start is not None and np.any(rules.before[np.ix_(start, start)] & np.tri(len(start), dtype=bool)):
-            raise ValueError("start: breaks the tiers or the required edges")
-        return equal_variance_order(
-            covariance,
-            rules,
-            neighbourhood=self.neighbourhood,
-            start=start,
-            num_restarts=self.num_restarts,
-            seed=self.seed,
-        )
-
-    def _pruned(self, covariance: np.ndarray, ordered: Ordered, rules: Rules, num_rows: int) -> LinearGraph:
-        return prune(
-            covariance,
-            ordered.order,
-            rules,
-            num_rows,
-            pruning=self.pruning,
-            gamma=self.gamma,
-            threshold=self.threshold,
-        )
-
-    def _confidence(self, values: np.ndarray, rules: Rules) -> tuple[np.ndarray | None, str]:
+    def _confidence(
+        self, sample: Sample, rules: Rules, settings: Settings, draw: Draw | None
+    ) -> tuple[np.ndarray | None, str]:
         """Return how often each edge was there in graphs of resampled rows; and what cut them short."""
-        if not self.bootstraps:
+        wanted, done = self._num_bootstraps(), 0
+        if not wanted:
             return None, ""
-        rng, pace = np.random.default_rng(self.seed), Pace()
-        num_rows, counts, done = len(values), np.zeros((values.shape[1],) * 2), 0
-        chances = np.full(num_rows, 1 / num_rows)
+        counts, pace = np.zeros((sample.num_nodes,) * 2), Pace()
         try:
             with ProgressLine("bootstrap", show=self.progress) as line:
-                for done in range(self.bootstraps):
+                replicates = edges_of_replicates(
+                    sample, rules, settings, wanted, draw=draw, seed=int(self.seed)
+                )
+                pace.note(0)
+                for edges, count in replicates:
+                    counts, done = counts + edges, done + count
                     pace.note(done)
-                    line.update(
-                        f"{done}/{self.bootstraps}",
-                        done / self.bootstraps,
-                        pace.seconds_for(self.bootstraps - done),
-                    )
-                    counts += self._replicate(values, rules, rng.multinomial(num_rows, chances))
-                done = self.bootstraps
+                    line.update(f"{done}/{wanted}", done / wanted, pace.seconds_for(wanted - done))
         except KeyboardInterrupt:
             if not done:
                 raise
-            return (
-                counts / done,
-                f"Interrupted: confidences come from {done} of {self.bootstraps} bootstraps.",
-            )
+            return counts / done, f"Interrupted: confidences come from {done} of {wanted} bootstraps."
         return counts / done, ""
 
-    def _replicate(self, values: np.ndarray, rules: Rules, counts: np.ndarray) -> np.ndarray:
-        """Return where the edges are in the graph of resampled rows."""
-        num_rows = len(values)
-        means = counts @ values / num_rows
-        covariance = (values * counts[:, None]).T @ values / num_rows - np.outer(means, means)
-        # Few rows can leave a column without two different values.
-        covariance += np.diag(1e-12 * np.mean(values**2, axis=0))
-        covariance, _ = regularized(covariance, num_rows)
-        ordered = self._ordered(covariance, rules, None)
-        return self._pruned(covariance, ordered, rules, num_rows).weights != 0
-
-    def _tell(
-        self,
-        columns: Columns,
-        ordered: Ordered,
-        model: LinearGraph,
-        rules: Rules,
-        confidence: np.ndarray | None,
-    ) -> None:
-        names, is_edge = list(columns.names), model.weights != 0
-        is_possible = completed_graph(is_edge, is_known=rules.known_arrows)
+    def _tell(self, columns: Columns, learned: Learned, rules: Rules, confidence: np.ndarray | None) -> None:
+        names, ordered = list(columns.names), learned.ordered
+        is_possible = completed_graph(learned.is_edge, is_known=rules.known_arrows)
         is_compelled = is_possible & ~is_possible.T
-        self.graph_ = CausalGraph(columns.names, model.weights, confidence, is_compelled)
+        self.graph_ = CausalGraph(
+            columns.names,
+            learned.weights,
+            confidence,
+            is_compelled,
+            "nothing" if self.score == "bic" else "assumption",
+        )
+        categorical = tuple(
+            name for name, kind in zip(names, columns.kinds, strict=True) if kind == "categorical"
+        )
+        self.model_ = StructuralModel(columns.names, learned.equations, ordered.order, categorical)
 
         def frame(matrix: np.ndarray) -> pd.DataFrame:
             return pd.DataFrame(matrix, index=names, columns=names)
 
-        self.adjacency_ = frame(model.weights)
+        self.adjacency_ = frame(learned.weights)
         self.confidence_ = None if confidence is None else frame(confidence)
         self.cpdag_ = frame(is_possible.astype(int))
         fields = ["cause", "effect", "weight", "confidence", "confidence_turned", "oriented_by"]
         self.edges_ = pd.DataFrame(self.graph_.edges(), columns=fields)
-        self.noise_variances_ = pd.Series(model.variances, index=names)
+        self.noise_variances_ = pd.Series([item.noise_variance for item in learned.equations], index=names)
         self.loss_ = ordered.loss
         self.order_ = [names[node] for node in ordered.order]
         self.num_sweeps_ = ordered.num_sweeps
         self.is_swap_optimal_ = ordered.is_optimal
+        self.kkt_ = ordered.report
         self.levels_ = dict(columns.levels)
         self.feature_names_in_ = np.array(names, dtype=object)
         self.n_features_in_ = len(names)
+
+    def predict(self, X: Any) -> pd.DataFrame:
+        """Return the expectation of each column given its parents, for each row of a table.
+
+        Args:
+            X: A table with the columns of the graph.
+
+        Raises:
+            ValueError: If the graph has not been learned yet, or a parent's column is not there.
+        """
+        check_is_fitted(self)
+        predicted = self.model_.predict(X, levels=self.levels_)
+        return cast(pd.DataFrame, predicted)
+
+    def threshold_path(self) -> ThresholdPath:
+        """Return the graphs of all thresholds along the order, for the linear scores.
+
+        Raises:
+            ValueError: If the score is not linear.
+        """
+        check_is_fitted(self)
+        if self.score not in LINEAR:
+            raise ValueError(f"threshold_path: is for the scores {', '.join(LINEAR)}, not {self.score!r}")
+        order = np.array([list(self.feature_names_in_).index(name) for name in self.order_])
+        return threshold_path(
+            self._sample.covariance,
+            order,
+            self._sample.num_rows,
+            may_be=~self._rules.forbidden,
+            required=self._rules.required,
+            gamma=self.gamma,
+        )
 
     def plot(self, **settings: Any) -> "Figure":
         """Return the picture of the graph; see `qbs.models.structural.plot.plot_graph`."""

@@ -1,13 +1,13 @@
 """What a search for an order asks of a score, and a graph of its end."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from qbs.inference.dag.equations import Equation
 
-PruningKind = Literal["ebic", "threshold", "none"]
+PruningKind = Literal["ebic", "threshold", "adaptive-lasso", "none"]
 
 
 class Pruning(NamedTuple):
@@ -15,7 +15,8 @@ class Pruning(NamedTuple):
 
     Attributes:
         kind: `"ebic"` by the extended Bayesian information criterion, `"threshold"` by the size of their
-            weights when all are parents, `"none"` keeps all.
+            weights when all are parents, `"adaptive-lasso"` by the criterion along its path (linear
+            equations only), `"none"` keeps all.
         gamma: Of the criterion, see `parents.penalty`.
         threshold: Least size of a weight that is kept.
     """
@@ -41,8 +42,9 @@ class Fits(NamedTuple):
     gradients: Float[np.ndarray, "batch num_nodes"]
 
 
+@runtime_checkable
 class Score(Protocol):
-    """A score that fits each node to its possible parents, all at once."""
+    """A sum over nodes, each given who may be its parents."""
 
     def scores(
         self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]
@@ -54,6 +56,20 @@ class Score(Protocol):
             candidates: Who may be the parents of each.
         """
         ...
+
+
+@runtime_checkable
+class FittingScore(Score, Protocol):
+    """A score whose fits have weights and gradients: what TOPO's search by KKT conditions needs."""
+
+    def fits(self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]) -> Fits:
+        """Return the fits of nodes to all of their candidates."""
+        ...
+
+
+@runtime_checkable
+class EquationScore(Score, Protocol):
+    """A score with equations of its own, which are not linear."""
 
     def equation(
         self,
@@ -70,12 +86,4 @@ class Score(Protocol):
             required: Candidates that must be parents.
             pruning: How to choose.
         """
-        ...
-
-
-class FittingScore(Score, Protocol):
-    """A score whose fits have weights and gradients: what TOPO's search by KKT conditions needs."""
-
-    def fits(self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]) -> Fits:
-        """Return the fits of nodes to all of their candidates."""
         ...

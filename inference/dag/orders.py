@@ -1,0 +1,155 @@
+"""Search for the order of a graph: which search serves which score, and where it starts."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from qbs.inference.dag.honesty import explained
+from qbs.inference.dag.kkt import KKTFound, kkt_search
+from qbs.inference.dag.local_search import local_search
+from qbs.inference.dag.rules import Rules
+from qbs.inference.dag.sample import Sample
+from qbs.inference.dag.scores.bic import BICScore
+from qbs.inference.dag.scores.least_squares import LeastSquares
+from qbs.inference.dag.scores.lingam import LingamScore
+from qbs.inference.dag.scores.logistic import LogisticScore
+from qbs.inference.dag.scores.mixed import MixedScore
+from qbs.inference.dag.scores.mlp import MLPScore
+from qbs.inference.dag.scores.score import FittingScore, Score
+from qbs.inference.dag.search import search
+from qbs.inference.dag.starts import random_order, sorted_order, top_down_order
+
+SCORES = ("equal-variance", "bic", "lingam", "logistic", "mixed", "mlp")
+LINEAR = ("equal-variance", "bic", "lingam")
+OF_MOMENTS = ("equal-variance", "bic")  # scores that need no rows
+FITTING = ("equal-variance", "logistic", "mlp")  # scores that `neighbourhood="kkt"` can use
+
+_WINDOW = 64
+
+Watch = Callable[[int, float], None]
+
+
+class Ordered(NamedTuple):
+    """An order that was searched for.
+
+    Attributes:
+        order: The nodes, causes first.
+        loss: The score of the order, per row; lower is better.
+        num_sweeps: Of the search that found it.
+        is_optimal: Whether no move that was looked at improves it: insertions and swaps of two nodes for
+            equal variances; for other scores, and where edges are forbidden, insertions.
+        report: What the search by KKT conditions says of its end, if it was used.
+    """
+
+    order: Int[np.ndarray, " num_nodes"]
+    loss: float
+    num_sweeps: int
+    is_optimal: bool
+    report: KKTFound | None = None
+
+
+def make_score(name: str, sample: Sample, *, gamma: float = 1.0, l1: float = 0.0, seed: int = 0) -> Score:
+    """Return a score by its name.
+
+    Raises:
+        ValueError: If it needs rows, and there are none.
+    """
+    if name == "equal-variance":
+        return LeastSquares(sample.covariance, l1)
+    if name == "bic":
+        return BICScore(sample.covariance, sample.num_rows, gamma=gamma)
+    if sample.values is None:
+        raise ValueError(f"the score {name!r} needs the rows of the table, and only their moments are there")
+    if name == "lingam":
+        return LingamScore(sample.values)
+    if name == "logistic":
+        return LogisticScore(sample.values, l1)
+    if name == "mixed":
+        return MixedScore(sample.values, sample.kinds, gamma=gamma)
+    return MLPScore(sample.values, seed=seed)
+
+
+def first_order(name: str, score: Score, sample: Sample, rules: Rules) -> Int[np.ndarray, " num_nodes"]:
+    """Return the order that a search starts at; it does not depend on that of the columns, but for ties."""
+    if isinstance(score, LingamScore):
+        return score.top_down_order(rules.before)
+    if name in ("bic", "mixed"):
+        # Units mean nothing to these scores.
+        return sorted_order(explained(sample.covariance), rules.before)
+    return top_down(sample, rules)
+
+
+def top_down(sample: Sample, rules: Rules) -> Int[np.ndarray, " num_nodes"]:
+    """Return the top-down order; see `starts.top_down_order`."""
+    with jax.enable_x64(True):
+        return np.asarray(top_down_order(jnp.asarray(sample.covariance), jnp.asarray(rules.before)))
+
+
+def best_order(
+    name: str,
+    score: Score,
+    sample: Sample,
+    rules: Rules,
+    *,
+    neighbourhood: str = "all",
+    start: Int[np.ndarray, " num_nodes"] | None = None,
+    num_restarts: int = 0,
+    l1: float = 0.0,
+    seed: int = 0,
+    watch: Watch = lambda *_: None,
+) -> Ordered:
+    """Return the best order that is found from the score's own start, or one given, and random ones.
+
+    Args:
+        name: Of the score.
+        score: What orders are compared by.
+        sample: What the score was made from.
+        rules: What the order and the edges must keep.
+        neighbourhood: `"all"` looks at all moves; `"windowed"` at swaps over up to 64 positions, and at all
+            once nothing is left to gain there; `"kkt"` at swaps that the conditions of optimality suggest.
+        start: An order to start at instead; it must keep the rules.
+        num_restarts: How many random orders to start at as well.
+        l1: Penalty that the score contains, for `"kkt"`.
+        seed: Of the random orders.
+        watch: Told the number of each sweep, and the score after it.
+    """
+    rng = np.random.default_rng(seed)
+    starts = [first_order(name, score, sample, rules) if start is None else start]
+    starts += [random_order(rng, rules.before) for _ in range(num_restarts)]
+
+    def find(first: np.ndarray) -> Ordered:
+        if neighbourhood == "kkt":
+            return _by_conditions(score, first, rules, l1, watch)
+        if name == "equal-variance" and not l1 and rules.is_order_alone:
+            return _by_swaps(sample, first, rules, neighbourhood)
+        return _by_insertions(score, first, rules, watch)
+
+    return min((find(first) for first in starts), key=lambda found: found.loss)
+
+
+def _by_swaps(sample: Sample, start: np.ndarray, rules: Rules, neighbourhood: str) -> Ordered:
+    window = _WINDOW if neighbourhood == "windowed" and sample.num_nodes > _WINDOW else None
+    with jax.enable_x64(True):
+        covariance, before = jnp.asarray(sample.covariance), jnp.asarray(rules.before)
+        found = search(covariance, jnp.asarray(start), before, window=window)
+    loss = float(found.loss)
+    is_optimal = float(found.best_change) >= -1e-9 * loss
+    return Ordered(np.asarray(found.order), loss, int(found.num_sweeps), is_optimal)
+
+
+def _by_insertions(score: Score, start: np.ndarray, rules: Rules, watch: Watch) -> Ordered:
+    def scores(nodes: np.ndarray, is_before: np.ndarray) -> np.ndarray:
+        return score.scores(nodes, rules.allowed(nodes, is_before))
+
+    found = local_search(scores, start, rules.before, watch=watch)
+    return Ordered(found.order, found.score, found.num_sweeps, found.is_optimal)
+
+
+def _by_conditions(score: Score, start: np.ndarray, rules: Rules, l1: float, watch: Watch) -> Ordered:
+    fitting = cast(FittingScore, score)
+    found = kkt_search(fitting, start, before=rules.before, forbidden=rules.forbidden, l1=l1, watch=watch)
+    return Ordered(found.order, found.score, found.num_sweeps, found.is_swap_optimal, found)
