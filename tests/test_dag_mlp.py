@@ -1,4 +1,4 @@
-"""The score by networks: against known functions, scikit-learn, numerical differences, and on simulated data."""
+"""The score by networks: against known functions, scikit-learn, differences, and on simulated data."""
 
 import warnings
 
@@ -49,21 +49,22 @@ def fitted():
 
 
 def test_a_smooth_function_is_fitted_to_its_noise():
-    """Residuals of new rows have the variance of the noise, within its standard error and that of the fit."""
-    values, new = smooth_data(1000, 0), smooth_data(4000, 1)
-    score = MLPScore(values, num_hidden=10)
+    """Residuals have the variance of the noise, within its standard error, and on new rows that of the fit."""
+    values, new = smooth_data(300, 0), smooth_data(4000, 1)
+    new = new[np.all(np.abs(new[:, :2] - [0.0, 3.0]) < [2.0, 4.0], axis=1)]  # two standard deviations
+    score = MLPScore(values, num_hidden=5)
     equation = score.equation(3, np.arange(4) < 2, np.zeros(4, bool), Pruning("none"))
-    num_parameters = 2 * 10 + 10 + 10 + 1
-    seen = 0.25 * (1 - num_parameters / 1000)
-    assert equation.noise_variance == pytest.approx(seen, abs=0.25 * (4 * (2 / 1000) ** 0.5 + 0.02))
+    num_parameters = 2 * 5 + 5 + 5 + 1
+    seen = 0.25 * (1 - num_parameters / 300)
+    assert equation.noise_variance == pytest.approx(seen, abs=0.25 * 4 * (2 / 300) ** 0.5)
     left = np.mean((new[:, 3] - equation.mean(new)) ** 2)
-    assert left < 0.25 * (1 + 2 * num_parameters / 1000 + 4 * (2 / 4000) ** 0.5)
+    assert left < 0.25 * (1 + 2 * num_parameters / 300 + 4 * (2 / len(new)) ** 0.5)
     draws = equation.draw(np.random.default_rng(0), new) - equation.mean(new)
-    assert draws.var() == pytest.approx(equation.noise_variance, rel=4 * (2 / 4000) ** 0.5)
+    assert draws.var() == pytest.approx(equation.noise_variance, rel=4 * (2 / len(new)) ** 0.5)
 
 
 def test_a_fit_is_no_worse_than_that_of_scikit_learn():
-    """Both minimize half the mean square plus a ridge on the same standardized columns, from one start each."""
+    """Both minimize half the mean square plus a ridge on standardized columns, from one start each."""
     neural_network = pytest.importorskip("sklearn.neural_network")
     values = smooth_data(300)
     values = (values - values.mean(0)) / values.std(0)
@@ -72,8 +73,8 @@ def test_a_fit_is_no_worse_than_that_of_scikit_learn():
     theirs = []
     for seed in range(3):
         network = neural_network.MLPRegressor(
-            (5,), activation="tanh", solver="lbfgs", alpha=l2 * len(values), max_iter=3000, tol=1e-9,
-            random_state=seed,
+            hidden_layer_sizes=(5,), activation="tanh", solver="lbfgs", alpha=l2 * len(values),
+            max_iter=3000, tol=1e-9, random_state=seed,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,7 +92,9 @@ def test_scores_and_gradients_are_those_of_the_network(fitted):
     equation = score.equation(3, np.arange(4) < 2, np.zeros(4, bool), Pruning("none"))
     first = np.zeros((4, 5))
     first[equation.parents] = equation.first
-    pieces = equation.biases, equation.second
+    # Around the means, as the network is fitted: else a change of a weight shifts the biases as well.
+    pieces = equation.biases + values.mean(0) @ first, equation.second
+    values = values - values.mean(0)
     assert loss_of(score, values, 3, first, *pieces, l2=1e-3) == pytest.approx(
         float(found.scores[0]), rel=1e-9
     )
@@ -121,7 +124,7 @@ def test_who_is_no_candidate_does_not_matter(fitted):
 
 
 def test_no_candidate_leaves_half_the_variance():
-    values = smooth_data(50)
+    values = smooth_data(60)
     scores = MLPScore(values, num_hidden=3).scores(np.arange(4), np.zeros((4, 4), bool))
     np.testing.assert_allclose(scores, 0.5 * values.var(0), rtol=1e-12)
 
@@ -157,7 +160,7 @@ def test_columns_and_units_do_not_matter():
 
 
 def test_nothing_is_compiled_twice(compile_events):
-    values = smooth_data(50)
+    values = smooth_data(60)
     score = MLPScore(values, num_hidden=3, max_steps=3)
     score.scores(np.array([0]), np.ones((1, 4), bool))
     with compile_events() as events:
@@ -197,7 +200,7 @@ def test_a_constant_column_tells_nothing():
     values[:, 2] = 7.0
     found = MLPScore(values, num_hidden=3, max_steps=20).fits(np.array([3, 2]), np.ones((2, 4), bool))
     assert np.isfinite(found.scores).all()
-    assert found.scores[1] == 0
+    assert found.scores[1] < 1e-5
     assert found.gradients[0, 2] < 1e-2
 
 
@@ -241,7 +244,7 @@ def searched(num_nodes, num_edges, num_rows, seed, start, **settings):
 
 
 def test_the_order_of_simulated_data():
-    found, true, distance = searched(4, 4, 500, 0, "top-down", num_hidden=6, max_steps=60)
+    found, true, distance = searched(4, 4, 300, 0, "top-down", num_hidden=5, max_steps=60)
     assert found <= true + 1e-3
     assert distance <= 1
 

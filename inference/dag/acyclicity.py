@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-_HALVINGS, _TERMS = 10, 20  # of the exponential of a matrix
+_HALVINGS, _TERMS = 10, 20  # halvings of a matrix, and terms of the series of its exponential
 
 Sizes = Float[Array, "num_nodes num_nodes"]
 
@@ -85,7 +85,7 @@ def exponential(sizes: Float[Array, "num_nodes num_nodes"]) -> Float[Array, ""]:
     Args:
         sizes: Of the weights, not negative; exact to rounding where their sums are below 1000.
     """
-    return jnp.trace(_exponential(sizes)) - len(sizes)
+    return jnp.trace(_exponential_less_one(sizes))
 
 
 @jax.jit
@@ -93,7 +93,7 @@ def exponential_gradient(
     sizes: Float[Array, "num_nodes num_nodes"],
 ) -> Float[Array, "num_nodes num_nodes"]:
     r"""Return \((e^A)^T\), the gradient of `exponential`."""
-    return _exponential(sizes).T
+    return jnp.eye(len(sizes), dtype=sizes.dtype) + _exponential_less_one(sizes).T
 
 
 @jax.jit
@@ -108,11 +108,11 @@ def polynomial_gradient(sizes: Float[Array, "num_nodes num_nodes"]) -> Float[Arr
     return _power(sizes, len(sizes) - 1).T
 
 
-def _exponential(sizes: Array) -> Array:
-    """Return the exponential of a matrix without negative entries: of its series no digits cancel."""
-    unit, part = jnp.eye(len(sizes), dtype=sizes.dtype), sizes / 2**_HALVINGS
-    series = lax.fori_loop(0, _TERMS, lambda k, total: unit + part @ total / (_TERMS - k), unit)
-    return lax.fori_loop(0, _HALVINGS, lambda _, total: total @ total, series)
+def _exponential_less_one(sizes: Array) -> Array:
+    r"""Return \(e^A - I\). No digits cancel, as no entry is negative, in the series nor in the doublings."""
+    part = sizes / 2**_HALVINGS
+    series = lax.fori_loop(0, _TERMS, lambda k, sum_: (part + part @ sum_) / (_TERMS - k), part)
+    return lax.fori_loop(0, _HALVINGS, lambda _, less: 2 * less + less @ less, series)
 
 
 def _power(sizes: Array, exponent: int) -> Array:

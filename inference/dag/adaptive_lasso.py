@@ -45,6 +45,9 @@ def lasso_parents(
     are those of least squares on it, not shrunken, as of `parents.choose_parents`. The path is left where
     larger sets cannot be better.
 
+    A set that is not on the path is not found: along true orders of 100 nodes of degree 8 (n = 1000) graphs
+    were off by 6 to 12 edges where `parents.choose_parents` found all; other powers than 1 did worse.
+
     Args:
         covariance: Of the nodes.
         node: The child.

@@ -123,17 +123,18 @@ def kkt_search(
         raise ValueError(f"kkt_search: acyclicity must be one of {names}, not {acyclicity!r}")
     if certify not in ("searched", "all"):
         raise ValueError(f"kkt_search: certify must be 'searched' or 'all', not {certify!r}")
-    least: float
-    bounds: dict[str, tuple[float, float]] = {
-        "small": (small, 1),
-        "large": (large, small),
-        "num_enlargements": (num_enlargements, 0),
-    }
-    bounds |= {"max_sweeps": (max_sweeps, 0), "l1": (l1, 0)}
-    bounds |= {"least_gradient": (least_gradient, 0), "tolerance": (tolerance, 0)}
-    for name, (value, least) in bounds.items():
-        if not least <= value < np.inf:
-            raise ValueError(f"kkt_search: {name} must be {least} or more, not {value}")
+    numbers: tuple[tuple[str, float, float], ...] = (
+        ("small", small, 1),
+        ("large", large, small),
+        ("num_enlargements", num_enlargements, 0),
+        ("max_sweeps", max_sweeps, 0),
+        ("l1", l1, 0),
+        ("least_gradient", least_gradient, 0),
+        ("tolerance", tolerance, 0),
+    )
+    for name, value, lowest in numbers:
+        if not lowest <= value < np.inf:
+            raise ValueError(f"kkt_search: {name} must be {lowest} or more, not {value}")
 
     known = KnownFits(score, forbidden)
     rules = _Conditions(ACYCLICITIES[acyclicity], before, forbidden, float(l1), float(tolerance))

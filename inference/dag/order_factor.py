@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
+
+from qbs.inference.dag.triangular import triangular_inverse
 
 
 class OrderFactor(NamedTuple):
@@ -25,7 +26,7 @@ def factorize(
 ) -> OrderFactor:
     """Return the factors of a positive definite covariance along an order of its nodes."""
     factor = jnp.linalg.cholesky(covariance[order][:, order])
-    return OrderFactor(factor, solve_triangular(factor, jnp.eye(len(order)), lower=True))
+    return OrderFactor(factor, triangular_inverse(factor))
 
 
 def equal_variance_loss(factor: Float[Array, "num_nodes num_nodes"]) -> Float[Array, ""]:

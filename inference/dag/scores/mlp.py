@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax  # type: ignore[import-untyped]
 from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
@@ -19,8 +19,9 @@ from qbs.inference.dag.scores.score import Fits, Pruning
 
 _BATCH = 32  # fits in one call: one shape, so that it is compiled once; none is made for those not asked for
 _LEAST_RIDGE = 1e-6  # of standardized weights: with less, the output weights of units alike were not told
+_LEAST_LEFT = 1e-10  # of a standardized node: less is not told from nothing
 _PATIENCE = 10  # steps that gain next to nothing
-_NOTHING = 1e-6  # of the loss
+_NOTHING = 1e-9  # of the loss
 
 
 class _Networks(NamedTuple):
@@ -55,8 +56,8 @@ class MLPScore:
 
     for weights \(A, w\) of standardized columns; biases are free. \(\lambda\) is `l2`, and \(\sigma^2\) the
     least variance of a column: if noises have one variance, as this score assumes, it is that of a node
-    without parents. So a fit is as smooth whatever the variance of the node, and one scale of all columns does
-    not matter. Where the penalty would be less than 10^-6 of the variance of the node, it is that.
+    without parents. So a fit is as smooth whatever the variance of the node, and a common scale of all
+    columns does not matter. Where the penalty would be less than 10^-6 of the variance of the node, it is that.
 
     Output weights are computed from the others (variable projection), and L-BFGS finds these, from weights
     that depend on the seed and the columns' own numbers alone: a fit is the same whoever else is fitted, and,
@@ -91,8 +92,7 @@ class MLPScore:
             num_hidden: Hidden units of each network, 1 or more.
             l2: Weight of the penalty. The default lets weights of standardized columns be of order ten.
             noise: What an equation draws its noise from: `"gaussian"`, or `"residuals"`.
-            tolerance: A fit has converged when the norm of the derivative of the loss, of a standardized node,
-                is less.
+            tolerance: A fit has converged when the norm of the derivative is less, all being standardized.
             max_steps: Most steps of a fit.
             seed: Of the initial weights.
 
@@ -141,7 +141,10 @@ class MLPScore:
         return self.fits(nodes, candidates).scores
 
     def fits(self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]) -> Fits:
-        """Return scores, and norms of the groups of first weights, and of derivatives, in units of the data."""
+        """Return scores, and norms of groups of first weights and of derivatives, in units of the data."""
+        if not len(nodes):
+            none = np.zeros((0, len(self._scales)))
+            return Fits(none[:, 0], none, none)
         fitted = self._fitted(nodes, candidates)
         variances = self._scales[nodes] ** 2
         return Fits(
@@ -205,7 +208,8 @@ class MLPScore:
             fewer[np.arange(len(free)), free] = False
             without = self._fitted(np.full(len(free), node), fewer).mean_square
             least = int(np.argmin(without))
-            if math.log(max(without[least], 1e-300) / max(left, 1e-300)) >= price:
+            # No more is asked where next to nothing is left: rounding errors decide there.
+            if math.log(max(float(without[least]), _LEAST_LEFT) / max(left, _LEAST_LEFT)) >= price:
                 break
             chosen, left = fewer[least], float(without[least])
         return chosen
@@ -213,7 +217,7 @@ class MLPScore:
     def _equation(self, node: int, is_parent: np.ndarray) -> NetworkEquation:
         fitted = self._fitted(np.array([node]), is_parent[None])
         parents, scale = np.flatnonzero(is_parent), self._scales[node]
-        first = fitted.first[0, parents] / self._scales[parents, None]
+        first = np.asarray(fitted.first[0, parents]) / self._scales[parents, None]
         biases = fitted.biases[0] - self._means[parents] @ first
         second = scale * fitted.second[0]
         hidden = np.tanh(self._values[:, parents] @ first + biases)
@@ -225,8 +229,8 @@ class MLPScore:
             np.linalg.norm(first, axis=1),
             float(scale**2 * fitted.mean_square[0]),
             first,
-            biases,
-            second,
+            np.asarray(biases),
+            np.asarray(second),
             intercept,
             residuals if self._is_resampled else None,
         )
@@ -300,7 +304,7 @@ def _fit(
         return _projected(inputs, outputs, ridge, weights).loss
 
     @loss_at.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    def _loss_and_change(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         here = _projected(inputs, outputs, ridge, primals[0])
         first, biases = tangents[0]
         return here.loss, jnp.sum(here.by_first * is_free * first) + here.by_biases @ biases
@@ -327,7 +331,8 @@ def _fit(
     spread = 1 / jnp.sqrt(jnp.maximum(is_candidate.sum(), 1).astype(inputs.dtype))
     weights = jnp.where(is_free, spread * start[0], 0.0), start[1]
     begin = loss_at(weights)
-    carry = (weights, optimizer.init(weights), weights, begin, 0, 0, jnp.full_like(begin, jnp.inf))
+    zero = jnp.asarray(0)
+    carry = (weights, optimizer.init(weights), weights, begin, zero, zero, jnp.full_like(begin, jnp.inf))
     _, _, best, _, num_steps, *_ = lax.while_loop(goes_on, step, carry)
     end = _projected(inputs, outputs, ridge, best)
     gradients = jnp.where(jnp.arange(len(inputs)) == node, 0.0, jnp.linalg.norm(end.by_first, axis=1))
