@@ -94,13 +94,18 @@ def cosmology(
 def dag(
     table: Annotated[Path, typer.Argument(metavar="DATA", help="A .csv or .parquet file with a header.")],
     out: Annotated[Path | None, typer.Option(help="Folder for edges.csv, graph.json, graph.svg.")] = None,
-    score: Annotated[str, typer.Option(help="What orders are compared by.")] = "equal-variance",
+    score: Annotated[
+        str, typer.Option(help="equal-variance, bic, lingam, logistic, mixed or mlp.")
+    ] = "equal-variance",
     tiers: Annotated[
         str | None, typer.Option(help="Columns by tier, causes first: 'age,sex;dose;outcome'.")
     ] = None,
     require: Annotated[list[str] | None, typer.Option(help="An edge that must be: 'dose->outcome'.")] = None,
     forbid: Annotated[list[str] | None, typer.Option(help="An edge that must not be.")] = None,
-    bootstraps: Annotated[int, typer.Option(min=0, help="Resampled data sets for the confidence.")] = 200,
+    bootstraps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Resampled data sets for the confidence; 200, or 0 for slow scores."),
+    ] = None,
     missing: Annotated[str, typer.Option(help="Rows with gaps: drop, mean (fill in) or raise.")] = "drop",
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print graph.json and nothing else.")] = False,
@@ -111,7 +116,7 @@ def dag(
     names; 130 interrupted.
     """
     with _one_sentence(TypeError, ValueError, ImportError):
-        from qbs.models.structural.report import edge_table, learn, write_report
+        from qbs.models.structural.report import edge_table, honesty_table, learn, write_report
 
         found = learn(
             table,
@@ -130,6 +135,7 @@ def dag(
     else:
         console = Console(soft_wrap=True, highlight=False)
         console.print(edge_table(found))
+        console.print(honesty_table(found))
         for problem in found.problems_:
             console.print(f"! {problem}", markup=False)
         if out is not None:

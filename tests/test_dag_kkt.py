@@ -19,7 +19,6 @@ from qbs.inference.dag.acyclicity import (
 from qbs.inference.dag.kkt import kkt_search
 from qbs.inference.dag.parents import regress
 from qbs.inference.dag.scores.least_squares import LeastSquares
-from qbs.inference.dag.scores.score import Pruning
 from qbs.inference.dag.search import search
 from qbs.models.structural.simulation import causal_order, simulate_dag, simulate_sem
 
@@ -214,37 +213,6 @@ def test_batches_of_all_sizes_are_compiled_twice_at_most(compile_events):
         for count, seed in itertools.product((2, 31, 39), (4, 5)):
             LeastSquares(some_covariance(6, seed), 0.2).fits(nodes[:count], candidates[:count])
     assert not events
-
-
-def test_the_equation_of_a_node():
-    rng = np.random.default_rng(0)
-    data = rng.normal(np.arange(4), size=(500, 4))
-    data[:, 3] += 2 * data[:, 0] + 0.2 * data[:, 1]
-    covariance, means = np.cov(data.T, bias=True), data.mean(axis=0)
-    may_be, none = np.array([True, True, True, False]), np.zeros(4, bool)
-    must_be = np.arange(4) == 2
-
-    def parents(pruning, l1=0.0, required=none):
-        score = LeastSquares(covariance, l1, means=means, num_rows=500)
-        equation = score.equation(3, may_be, required, pruning)
-        design = np.column_stack([np.ones(500), data[:, equation.parents]])
-        own, _, _, _ = np.linalg.lstsq(design, data[:, 3])
-        np.testing.assert_allclose([equation.intercept, *equation.weights], own, atol=1e-8)
-        assert equation.noise_variance == pytest.approx(np.mean((data[:, 3] - design @ own) ** 2))
-        return list(equation.parents)
-
-    assert parents(Pruning("ebic")) == [0, 1]
-    assert parents(Pruning("ebic"), required=must_be) == [0, 1, 2]
-    assert parents(Pruning("threshold", threshold=0.5)) == [0]
-    assert parents(Pruning("threshold", threshold=0.5), required=must_be) == [0, 2]
-    assert parents(Pruning("none")) == [0, 1, 2]
-    assert parents(Pruning("none"), l1=0.5) == [0]
-    with pytest.raises(ValueError, match="num_rows"):
-        LeastSquares(covariance).equation(3, may_be, none, Pruning())
-    assert LeastSquares(covariance).equation(3, may_be, none, Pruning("none")).parents.tolist() == [0, 1, 2]
-
-
-# The search
 
 
 @pytest.mark.parametrize("l1", [0.0, 0.3])

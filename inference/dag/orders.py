@@ -26,6 +26,7 @@ from qbs.inference.dag.starts import random_order, sorted_order, top_down_order
 SCORES = ("equal-variance", "bic", "lingam", "logistic", "mixed", "mlp")
 LINEAR = ("equal-variance", "bic", "lingam")
 OF_MOMENTS = ("equal-variance", "bic")  # scores that need no rows
+PENALIZED = ("equal-variance", "logistic")  # scores that can have an l1 penalty
 FITTING = ("equal-variance", "logistic", "mlp")  # scores that `neighbourhood="kkt"` can use
 
 _WINDOW = 64
@@ -75,7 +76,7 @@ def make_score(name: str, sample: Sample, *, gamma: float = 1.0, l1: float = 0.0
 
 def first_order(name: str, score: Score, sample: Sample, rules: Rules) -> Int[np.ndarray, " num_nodes"]:
     """Return the order that a search starts at; it does not depend on that of the columns, but for ties."""
-    if isinstance(score, LingamScore):
+    if isinstance(score, LingamScore | MLPScore):
         return score.top_down_order(rules.before)
     if name in ("bic", "mixed"):
         # Units mean nothing to these scores.
@@ -109,8 +110,9 @@ def best_order(
         score: What orders are compared by.
         sample: What the score was made from.
         rules: What the order and the edges must keep.
-        neighbourhood: `"all"` looks at all moves; `"windowed"` at swaps over up to 64 positions, and at all
-            once nothing is left to gain there; `"kkt"` at swaps that the conditions of optimality suggest.
+        neighbourhood: `"all"` looks at all insertions, and once nothing is left to gain by them at all swaps
+            as well; `"windowed"`, before that, at swaps over up to 64 positions too; `"kkt"` looks at swaps
+            that the conditions of optimality suggest.
         start: An order to start at instead; it must keep the rules.
         num_restarts: How many random orders to start at as well.
         l1: Penalty that the score contains, for `"kkt"`.
@@ -132,7 +134,7 @@ def best_order(
 
 
 def _by_swaps(sample: Sample, start: np.ndarray, rules: Rules, neighbourhood: str) -> Ordered:
-    window = _WINDOW if neighbourhood == "windowed" and sample.num_nodes > _WINDOW else None
+    window = _WINDOW if neighbourhood == "windowed" else 0
     with jax.enable_x64(True):
         covariance, before = jnp.asarray(sample.covariance), jnp.asarray(rules.before)
         found = search(covariance, jnp.asarray(start), before, window=window)
@@ -151,5 +153,15 @@ def _by_insertions(score: Score, start: np.ndarray, rules: Rules, watch: Watch) 
 
 def _by_conditions(score: Score, start: np.ndarray, rules: Rules, l1: float, watch: Watch) -> Ordered:
     fitting = cast(FittingScore, score)
-    found = kkt_search(fitting, start, before=rules.before, forbidden=rules.forbidden, l1=l1, watch=watch)
+    # Networks stop short of a minimum, and what is left of their gradients is no violation.
+    tolerance = 1e-3 if isinstance(score, MLPScore) else 1e-6
+    found = kkt_search(
+        fitting,
+        start,
+        before=rules.before,
+        forbidden=rules.forbidden,
+        l1=l1,
+        tolerance=tolerance,
+        watch=watch,
+    )
     return Ordered(found.order, found.score, found.num_sweeps, found.is_swap_optimal, found)

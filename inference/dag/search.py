@@ -44,7 +44,7 @@ def search(
     order: Int[Array, " num_nodes"],
     before: Bool[Array, "num_nodes num_nodes"],
     *,
-    window: int | None = None,
+    window: int = 0,
     max_sweeps: int = 10_000,
 ) -> Found:
     """Return the order that no insertion and no swap of two nodes improves, from one to start at.
@@ -53,8 +53,9 @@ def search(
         covariance: Of the nodes, positive definite.
         order: The order to start at; it must keep the rules.
         before: Whether row must come before column; transitive.
-        window: Look at swaps of nodes at most so many positions apart, until these find nothing more; then,
-            once, at all. Insertions are always all looked at. By default all swaps, always.
+        window: Swaps of nodes at most so many positions apart are looked at until nothing more is found, and
+            then all are, once, and so on. Insertions are always all looked at; they take the least time, so
+            that by default swaps come after them.
         max_sweeps: Most sweeps, a bound on the time.
     """
 
@@ -75,12 +76,12 @@ def search(
         return ~walk.is_over
 
     def run(walk: _Walk) -> _Walk:
-        near = lax.while_loop(goes_on, partial(sweep, reach=window), walk._replace(is_over=going))
-        return near if window is None else sweep(near._replace(is_over=going), None)
+        near = lax.while_loop(goes_on, partial(sweep, reach=window), walk)
+        return sweep(near._replace(is_over=going), None)
 
     zero = jnp.zeros((), covariance.dtype)
     start = _Walk(jnp.asarray(order), zero, jnp.zeros((), int), zero, going)
-    end = run(start) if window is None else lax.while_loop(goes_on, run, start)
+    end = lax.while_loop(goes_on, run, start)
     return Found(end.order, end.loss, end.num_sweeps, end.best_change)
 
 

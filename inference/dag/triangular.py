@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-# From 32 rows on, LAPACK's triangular solve starts threads: beside other work it then takes fifty times as long.
+# From 32 rows on, LAPACK's triangular solve starts threads: beside other work that takes fifty times as long.
 _LARGEST = 24
 
 

@@ -30,7 +30,7 @@ def distinct_names(names: Sequence[Any]) -> tuple[str, ...]:
 def check_shape(num_rows: int, num_columns: int) -> None:
     """Raise where there is nothing to learn from; in words that scikit-learn's checks know."""
     if num_columns == 0:
-        raise DataError(f"no columns: 0 feature(s) (shape=({num_rows}, 0)) while a minimum of 1 is required")
+        raise DataError(f"no columns: 0 feature(s) (shape=({num_rows}, 0)) while a minimum of 1 is required.")
     if num_rows < 2:
         count = "one row (1 sample)" if num_rows else "no rows (0 samples)"
         raise DataError(f"{count}: nothing can be learnt from fewer than two")

@@ -216,6 +216,8 @@ def _opened(frame: Any) -> tuple[list, int, Iterable[Any]]:
             len(array),
             [array[:, at] for at in range(array.shape[1])],
         )
+    if hasattr(frame, "toarray"):
+        raise TypeError("read_columns: a sparse matrix is not supported: give frame.toarray()")
     if isinstance(frame, Mapping):
         columns = [_opened_column(name, column) for name, column in frame.items()]
         lengths = {len(column) for column in columns}

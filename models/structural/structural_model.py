@@ -1,5 +1,6 @@
 """A causal graph with its equations: data under interventions, predictions, total effects."""
 
+import numbers
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ class StructuralModel:
 
         It is not the expectation given all other columns: what the children of a node tell of it is not used.
         So it stays right when the parents are set from outside, and is less sharp than a regression on
-        everything. A categorical node gets its likeliest code.
+        everything. A categorical node gets its likeliest code. Where a parent is missing, NaN is what is
+        expected.
 
         Args:
             frame: Values of the parents: a pandas or polars data frame, an arrow table, a dict of columns, or
@@ -133,8 +135,8 @@ class StructuralModel:
             A series for one target, a data frame for all, with the index of a pandas frame.
 
         Raises:
-            DataError: If a parent is not in the frame, or holds values that are missing, infinite, or no
-                numbers; the message names it.
+            DataError: If a parent is not in the frame, or holds values that are infinite, or no numbers; the
+                message names it.
             ValueError: If the target is not known.
         """
         nodes = range(len(self.names)) if target is None else [self._node(target, "predict: target")]
@@ -153,9 +155,14 @@ class StructuralModel:
         values = np.zeros((num_rows, len(self.names)))
         for node, column in read.items():
             values[:, node] = column
-        means = {self.names[node]: self.equations[node].mean(values) for node in nodes}
+        means = {self.names[node]: self._mean(node, values) for node in nodes}
         result = pd.DataFrame(means, index=index, columns=[self.names[node] for node in nodes])
         return result if target is None else result[target]
+
+    def _mean(self, node: int, values: np.ndarray) -> np.ndarray:
+        equation = self.equations[node]
+        is_missing = np.isnan(values[:, equation.parents]).any(axis=1)
+        return np.where(is_missing, np.nan, equation.mean(values))
 
     def total_effects(self, *, per: Per = "unit", num_rows: int = 10_000, seed: int = 0) -> "pd.DataFrame":
         r"""Return the change of each node (column) for a change of each other (row), over all paths.
@@ -317,7 +324,9 @@ def _opened(frame: Any) -> tuple[dict[str, Any], int, Any]:
     """Return the columns of a table by name as text, its number of rows, and its index if it has one."""
     if isinstance(frame, (np.ndarray, jax.Array)):
         if frame.ndim != 2:
-            raise DataError(f"predict: an array must be rows by columns, not of shape {frame.shape}")
+            raise DataError(
+                f"predict: an array must be rows by columns, not of shape {frame.shape}. Reshape your data"
+            )
         frame = {f"x{at}": column for at, column in enumerate(np.asarray(frame).T)}
     if isinstance(frame, Mapping):
         columns = [nw.from_native(column, series_only=True, pass_through=True) for column in frame.values()]
@@ -333,7 +342,7 @@ def _opened(frame: Any) -> tuple[dict[str, Any], int, Any]:
 
 
 def _numbers(column: Any, name: str, levels: tuple | None) -> np.ndarray:
-    """Return a column of finite numbers; of the codes of its levels, if it has any."""
+    """Return a column of numbers; of the codes of its levels, if it has any."""
     is_series = isinstance(column, nw.Series)
     if is_series and column.dtype.is_numeric():  # where null is no number
         column = column.cast(nw.Float64)
@@ -345,9 +354,9 @@ def _numbers(column: Any, name: str, levels: tuple | None) -> np.ndarray:
         return np.array([codes[item] for item in array])
     if is_series and column.dtype in (nw.Categorical, nw.Enum):
         raise DataError(f"predict: column {name!r} is categorical: give its codes, or its levels")
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" and not all(isinstance(item, numbers.Real) for item in array):
         raise DataError(f"predict: column {name!r} must hold numbers, not {array.dtype}")
-    numbers: np.ndarray = array.astype(float)
-    if count := int((~np.isfinite(numbers)).sum()):
-        raise DataError(f"predict: column {name!r} has {count} missing or infinite values")
-    return numbers
+    values: np.ndarray = array.astype(float)
+    if count := int(np.isinf(values).sum()):
+        raise DataError(f"predict: column {name!r} has {count} infinite values")
+    return values

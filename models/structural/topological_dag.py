@@ -11,7 +11,7 @@ from qbs.errors import MissingExtraError
 from qbs.inference.dag.bootstrap import Draw, edges_of_replicates
 from qbs.inference.dag.equivalence import completed_graph
 from qbs.inference.dag.learning import Learned, Settings, learn_graph
-from qbs.inference.dag.orders import FITTING, LINEAR, OF_MOMENTS, SCORES
+from qbs.inference.dag.orders import FITTING, LINEAR, OF_MOMENTS, PENALIZED, SCORES
 from qbs.inference.dag.rules import Rules
 from qbs.inference.dag.sample import Sample, sample_of_moments, sample_of_rows
 from qbs.inference.dag.scores.score import Pruning, PruningKind
@@ -65,15 +65,17 @@ class TopologicalDAG(BaseEstimator):
 
     Args:
         score: What orders are compared by.
-        neighbourhood: `"all"`: all moves at every step. `"windowed"`: swaps over up to 64 positions until
-            nothing is left, then all; for 500 columns and more. `"kkt"`: swaps that the conditions of
-            optimality suggest, as Deng et al. (2023) do; for equal variances, logistic and networks.
+        neighbourhood: `"all"`: all insertions of a node elsewhere, and all swaps of two once those give
+            nothing. `"windowed"`: swaps over up to 64 positions before all; for 500 columns and more.
+            `"kkt"`: swaps that the conditions of optimality suggest, as Deng et al. (2023) do; for equal
+            variances, logistic and networks.
         start: Where the search starts: names in order, causes first, or the graph of another method, as a
             square data frame of weights of row -> column, a `CausalGraph` or a networkx graph. By default the
             score's own start.
         num_restarts: Random orders to start at as well; the best end counts. By default 5 for the scores
             `"logistic"` and `"mixed"`, whose searches often end apart, and none for others.
-        l1: Penalty of the sizes of weights in the search, for the scores of `"kkt"`; in units of the score.
+        l1: Penalty of the sizes of weights in the search, for equal variances and logistic; in units of the
+            score per unit of the weight.
         pruning: How to choose parents: `"ebic"` by the extended Bayesian information criterion,
             `"adaptive-lasso"` by the same along a path of penalties (linear scores), `"threshold"` by the
             size of their weights, `"none"` keeps all predecessors.
@@ -111,7 +113,7 @@ class TopologicalDAG(BaseEstimator):
         is_swap_optimal_: Whether no move that was looked at improves the order.
         levels_: What the codes of boolean and categorical columns stand for.
         feature_names_in_: Names of the columns of the graph.
-        n_features_in_: Their number.
+        n_features_in_: How many columns were given.
 
     References:
         Deng, Bello, Aragam & Ravikumar (2023), "Optimizing NOTEARS objectives via topological swaps"; Loh &
@@ -238,10 +240,10 @@ class TopologicalDAG(BaseEstimator):
                 raise ValueError(
                     f"TopologicalDAG: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
-        for name, scores in {"kkt": FITTING, "adaptive-lasso": LINEAR}.items():
-            if name in (self.neighbourhood, self.pruning) and self.score not in scores:
+        for setting, able in {"kkt": FITTING, "adaptive-lasso": LINEAR}.items():
+            if setting in (self.neighbourhood, self.pruning) and self.score not in able:
                 raise ValueError(
-                    f"TopologicalDAG: {name!r} is for the scores {', '.join(scores)}, not {self.score!r}"
+                    f"TopologicalDAG: {setting!r} is for the scores {', '.join(able)}, not {self.score!r}"
                 )
         for name in ("bootstraps", "num_restarts"):
             value = getattr(self, name)
@@ -253,8 +255,9 @@ class TopologicalDAG(BaseEstimator):
                 raise ValueError(
                     f"TopologicalDAG: {name} must be a number, 0 or more, not {getattr(self, name)!r}"
                 )
-        if self.l1 and self.score not in FITTING:
-            raise ValueError(f"TopologicalDAG: l1 is for the scores {', '.join(FITTING)}, not {self.score!r}")
+        if self.l1 and self.score not in PENALIZED:
+            scores = ", ".join(PENALIZED)
+            raise ValueError(f"TopologicalDAG: l1 is for the scores {scores}, not {self.score!r}")
 
     def _check_kinds(self, columns: Columns) -> None:
         for name, kind in zip(columns.names, columns.kinds, strict=True):
@@ -336,7 +339,7 @@ class TopologicalDAG(BaseEstimator):
         self.kkt_ = ordered.report
         self.levels_ = dict(columns.levels)
         self.feature_names_in_ = np.array(names, dtype=object)
-        self.n_features_in_ = len(names)
+        self.n_features_in_ = len(names) + len(columns.dropped)
 
     def predict(self, X: Any) -> pd.DataFrame:
         """Return the expectation of each column given its parents, for each row of a table.
@@ -348,6 +351,11 @@ class TopologicalDAG(BaseEstimator):
             ValueError: If the graph has not been learned yet, or a parent's column is not there.
         """
         check_is_fitted(self)
+        if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but TopologicalDAG is expecting {self.n_features_in_} "
+                "features as input"
+            )
         predicted = self.model_.predict(X, levels=self.levels_)
         return cast(pd.DataFrame, predicted)
 
@@ -369,6 +377,12 @@ class TopologicalDAG(BaseEstimator):
             required=self._rules.required,
             gamma=self.gamma,
         )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing != "raise"
+        tags.input_tags.categorical = True
+        return tags
 
     def plot(self, **settings: Any) -> "Figure":
         """Return the picture of the graph; see `qbs.models.structural.plot.plot_graph`."""

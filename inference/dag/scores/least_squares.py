@@ -9,9 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from qbs.inference.dag.equations import LinearEquation
-from qbs.inference.dag.parents import choose_parents, regress
-from qbs.inference.dag.scores.score import Fits, Pruning
+from qbs.inference.dag.scores.score import Fits
 
 _NEAR_SINGULAR = 1e-12  # least eigenvalue of the correlation matrix
 _TOLERANCE = 1e-10  # of the conditions of optimality, nodes having unit variance
@@ -28,26 +26,19 @@ class LeastSquares:
 
     Attributes:
         covariance: Of the nodes.
-        means: Of the nodes.
         l1: The penalty, in units of a covariance.
-        num_rows: That the covariance comes from.
     """
 
     def __init__(
         self,
         covariance: Float[np.ndarray, "num_nodes num_nodes"],
         l1: float | int = 0.0,
-        *,
-        means: Float[np.ndarray, " num_nodes"] | None = None,
-        num_rows: float | int | None = None,
     ):
         """Keep the settings.
 
         Args:
             covariance: Of the nodes; positive definite unless there is a penalty.
             l1: The penalty, not negative.
-            means: Of the nodes, for the intercepts of equations; zero if not given.
-            num_rows: That the covariance comes from; pruning by the criterion needs it.
 
         Raises:
             ValueError: If a setting is not as said.
@@ -62,15 +53,11 @@ class LeastSquares:
             )
         if not 0 <= l1 < np.inf:
             raise ValueError(f"LeastSquares: l1 must be a number of 0 or more, not {l1}")
-        self.covariance, self.l1, self.num_rows = covariance, float(l1), num_rows
-        self.means = np.zeros(len(covariance)) if means is None else means
+        self.covariance, self.l1 = covariance, float(l1)
         self._deviations = np.sqrt(variances)
         self._correlations = covariance / np.outer(self._deviations, self._deviations)
         if not l1 and not np.linalg.eigvalsh(self._correlations)[0] > _NEAR_SINGULAR:
-            raise ValueError(
-                "LeastSquares: covariance must be positive definite where l1 is 0; "
-                "qbs.inference.dag.learning.regularized makes it so"
-            )
+            raise ValueError("LeastSquares: covariance must be positive definite where l1 is 0; add a ridge")
 
     def scores(
         self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]
@@ -96,44 +83,6 @@ class LeastSquares:
         gradients[np.arange(len(nodes)), nodes] = 0.0
         penalties = self.l1 * np.sum(np.abs(weights), axis=1)
         return Fits(0.5 * own[:, 0] ** 2 * np.maximum(shares, 0.0) + penalties, weights, gradients)
-
-    def equation(
-        self,
-        node: int,
-        candidates: Bool[np.ndarray, " num_nodes"],
-        required: Bool[np.ndarray, " num_nodes"],
-        pruning: Pruning,
-    ) -> LinearEquation:
-        """Return the equation of a node, with parents that are chosen among candidates.
-
-        With a penalty, those of weight zero are out before any other choice. The weights of the equation are
-        those of least squares without it.
-
-        Raises:
-            ValueError: If the criterion is asked for and `num_rows` was not given, or the kind of pruning is
-                not known here.
-        """
-        if pruning.kind not in ("ebic", "threshold", "none"):
-            raise ValueError(
-                f"LeastSquares: pruning must be 'ebic', 'threshold' or 'none', not {pruning.kind!r}"
-            )
-        if self.l1 or pruning.kind == "threshold":
-            sizes = np.abs(self.fits(np.array([node]), candidates[None]).weights[0])
-            least = pruning.threshold if pruning.kind == "threshold" else 0.0
-            candidates = candidates & (required | (sizes > least))
-        if pruning.kind == "ebic":
-            if self.num_rows is None:
-                raise ValueError("LeastSquares: num_rows must be given to choose parents by the criterion")
-            must_be = required & candidates
-            found = choose_parents(
-                self.covariance, node, candidates, self.num_rows, gamma=pruning.gamma, required=must_be
-            )
-            parents, weights, variance = found.parents, found.weights, found.variance
-        else:
-            parents = np.flatnonzero(candidates)
-            weights, variance = regress(self.covariance, node, parents)
-        intercept = float(self.means[node] - weights @ self.means[parents])
-        return LinearEquation(node, parents, weights, variance, intercept)
 
 
 def _solved(correlations: np.ndarray, targets: np.ndarray, candidates: np.ndarray) -> np.ndarray:

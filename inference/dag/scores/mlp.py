@@ -57,7 +57,7 @@ class MLPScore:
     for weights \(A, w\) of standardized columns; biases are free. \(\lambda\) is `l2`, and \(\sigma^2\) the
     least variance of a column: if noises have one variance, as this score assumes, it is that of a node
     without parents. So a fit is as smooth whatever the variance of the node, and a common scale of all
-    columns does not matter. Where the penalty would be less than 10^-6 of the variance of the node, it is that.
+    columns does not matter. \(\lambda \sigma^2\) is never less than a millionth of the node's variance.
 
     Output weights are computed from the others (variable projection), and L-BFGS finds these, from weights
     that depend on the seed and the columns' own numbers alone: a fit is the same whoever else is fitted, and,
@@ -65,7 +65,7 @@ class MLPScore:
     another seed differ, by a few per cent where many candidates act.
 
     All is float64, so that gradients can be made as small as a search by KKT conditions may ask; float32
-    would take two thirds of the time, and found the same graphs.
+    would take two thirds of the time.
 
     References:
         Zheng, Dan, Aragam, Ravikumar & Xing (2020), "Learning sparse nonparametric DAGs", for the norms of
@@ -90,7 +90,7 @@ class MLPScore:
         Args:
             values: Of the nodes, finite.
             num_hidden: Hidden units of each network, 1 or more.
-            l2: Weight of the penalty. The default lets weights of standardized columns be of order ten.
+            l2: Weight of the penalty: as a Gaussian prior on weights, of the variance 1 / (`l2` * rows).
             noise: What an equation draws its noise from: `"gaussian"`, or `"residuals"`.
             tolerance: A fit has converged when the norm of the derivative is less, all being standardized.
             max_steps: Most steps of a fit.
