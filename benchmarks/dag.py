@@ -109,7 +109,7 @@ def learned(case: Case, score: str = "equal-variance") -> tuple[TopologicalDAG, 
 @contextmanager
 def counted(title: str, count: int) -> Iterator[Callable[[], None]]:
     done = 0
-    with ProgressLine(title) as line:
+    with ProgressLine(title, show=True) as line:
 
         def tick() -> None:
             nonlocal done

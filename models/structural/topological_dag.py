@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUICK_BOOTSTRAPS = 200
-_RESTARTS = 5
+_RESTARTS, _MANY_COLUMNS = 5, 30
 _SLOW = ("logistic", "mixed", "mlp")  # scores of which a replicate takes seconds
 
 
@@ -73,7 +73,7 @@ class TopologicalDAG(BaseEstimator):
             square data frame of weights of row -> column, a `CausalGraph` or a networkx graph. By default the
             score's own start.
         num_restarts: Random orders to start at as well; the best end counts. By default 5 for the scores
-            `"logistic"` and `"mixed"`, whose searches often end apart, and none for others.
+            `"bic"`, `"logistic"` and `"mixed"`, whose searches can end apart, of up to 30 columns; else none.
         l1: Penalty of the sizes of weights in the search, for equal variances and logistic; in units of the
             score per unit of the weight.
         pruning: How to choose parents: `"ebic"` by the extended Bayesian information criterion,
@@ -205,7 +205,7 @@ class TopologicalDAG(BaseEstimator):
             self.score,
             self.neighbourhood,
             Pruning(cast(PruningKind, self.pruning), float(self.gamma), float(self.threshold)),
-            self._num_restarts(),
+            self._num_restarts(sample.num_nodes),
             float(self.l1),
             int(self.seed),
         )
@@ -273,10 +273,11 @@ class TopologicalDAG(BaseEstimator):
                     'use score="mixed"'
                 )
 
-    def _num_restarts(self) -> int:
-        if self.num_restarts is None:
-            return _RESTARTS if self.score in ("logistic", "mixed") else 0
-        return int(self.num_restarts)
+    def _num_restarts(self, num_columns: int) -> int:
+        if self.num_restarts is not None:
+            return int(self.num_restarts)
+        is_rugged = self.score in ("bic", "logistic", "mixed") and num_columns <= _MANY_COLUMNS
+        return _RESTARTS if is_rugged else 0
 
     def _num_bootstraps(self) -> int:
         if self.bootstraps is None:
