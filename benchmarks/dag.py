@@ -57,7 +57,7 @@ NUM_ROWS, GRAPHS = 1000, (("ER", 2), ("ER", 4), ("SF", 4))
 SPEED_BARS = {20: 0.010, 50: 0.050, 100: 0.3}
 WINDOW, SWEEPS, WINDOWED_BAR, TOP_DOWN_BAR = 64, 10, 10.0, 5.0
 MOST_DISTANCE, LEAST_WARNED = 1, 0.95
-MOST_DENSE = 20  # nodes of equivalence classes with four edges a node
+DENSE = 20  # nodes of which there are graphs of four edges each, too: nearly all of 10 would be joined
 _CONSOLE = Console(width=200)
 
 
@@ -96,13 +96,15 @@ def simulated(
     return Case(truth, (data - data.mean(0)) / data.std(0) if is_standard else data)
 
 
-def learned(case: Case, score: str = "equal-variance") -> tuple[TopologicalDAG, float]:
+def learned(
+    case: Case, score: str = "equal-variance", num_restarts: int | None = None
+) -> tuple[TopologicalDAG, float]:
     """Return what qbs learns, and CPU seconds."""
     frame = pd.DataFrame(case.data, columns=[f"v{number}" for number in range(len(case.truth))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         start = now()
-        found = TopologicalDAG(score=score, bootstraps=0).fit(frame)
+        found = TopologicalDAG(score=score, bootstraps=0, num_restarts=num_restarts).fit(frame)
         return found, now() - start
 
 
@@ -227,10 +229,10 @@ def recovery(settings: argparse.Namespace) -> None:
         for num_nodes in sizes:
             for graph, degree in GRAPHS:
                 race, excess = Race(field, is_asked=num_nodes <= settings.peers_up_to), []
-                learned(simulated(num_nodes, degree, graph, 0))
+                learned(simulated(num_nodes, degree, graph, 0), num_restarts=settings.restarts)
                 for seed in range(num_seeds):
                     case = simulated(num_nodes, degree, graph, seed)
-                    found, cpu = learned(case)
+                    found, cpu = learned(case, num_restarts=settings.restarts)
                     weights = found.adjacency_.to_numpy()
                     excess.append(found.loss_ / _true_loss(case) - 1)
                     is_misled = _criterion(case.covariance, weights) < _criterion(case.covariance, case.truth)
@@ -256,17 +258,17 @@ def equivalence(settings: argparse.Namespace) -> None:
     names = ["GES", "GES, eBIC", "BOSS", "BOSS, eBIC"]
     kinds = {"unequal": {"is_unequal": True}, "standardized": {"is_standard": True}}
     sizes = settings.nodes or (10, 20, 50)
-    cells = [(size, degree) for size in sizes for degree in ((2, 4) if size <= MOST_DENSE else (2,))]
+    cells = [(size, degree) for size in sizes for degree in ((2, 4) if size == DENSE else (2,))]
     with counted("equivalence", len(cells) * len(kinds) * num_seeds) as tick:
         for said, how in kinds.items():
             field = Field(settings.limit, names)
             field.warm_up(simulated(5, 1, "ER", 0).data)
             for num_nodes, degree in cells:
                 race = Race(field, is_asked=num_nodes <= settings.peers_up_to)
-                learned(simulated(num_nodes, degree, "ER", 0, **how), settings.score)
+                learned(simulated(num_nodes, degree, "ER", 0, **how), settings.score, settings.restarts)
                 for seed in range(num_seeds):
                     case = simulated(num_nodes, degree, "ER", seed, **how)
-                    found, cpu = learned(case, settings.score)
+                    found, cpu = learned(case, settings.score, settings.restarts)
                     own = Answer(found.cpdag_.to_numpy(), cpu)
                     race.run(own, case.data, completed_graph(case.truth != 0))
                     tick()
@@ -376,6 +378,7 @@ def main() -> None:
         "--limit", type=float, default=120.0, help="CPU seconds of a peer's run (default 120)"
     )
     parser.add_argument("--peers-up-to", type=int, default=50, help="nodes (default 50)")
+    parser.add_argument("--restarts", type=int, help="of recovery and equivalence (default qbs's own)")
     parser.add_argument("--score", default="bic", help="of equivalence (default bic)")
     settings = parser.parse_args()
     if unknown := sorted(set(settings.parts) - set(PARTS)):

@@ -78,16 +78,20 @@ def learn_graph(
         start: An order to start at, in place of the score's own; it must keep the rules.
         watch: Told the number of each sweep of the search, and the score after it.
     """
-    name, pruning = settings.score, settings.pruning
-    score = make_score(name, sample, gamma=pruning.gamma, l1=settings.l1, seed=settings.seed)
+    name, pruning, neighbourhood = settings.score, settings.pruning, settings.neighbourhood
+    # All changes of least squares at once, where all predecessors may be parents.
+    is_by_swaps = name == "equal-variance" and neighbourhood != "kkt" and not settings.l1
+    score = None
+    if not (is_by_swaps and rules.is_order_alone):
+        score = make_score(name, sample, gamma=pruning.gamma, l1=settings.l1, seed=settings.seed)
     ordered = best_order(
-        name,
-        score,
         sample,
         rules,
-        neighbourhood=settings.neighbourhood,
+        name,
+        neighbourhood=neighbourhood,
         start=start,
         num_restarts=settings.num_restarts,
+        score=score,
         l1=settings.l1,
         seed=settings.seed,
         watch=watch,

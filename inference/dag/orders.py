@@ -74,7 +74,9 @@ def make_score(name: str, sample: Sample, *, gamma: float = 1.0, l1: float = 0.0
     return MLPScore(sample.values, seed=seed)
 
 
-def first_order(name: str, score: Score, sample: Sample, rules: Rules) -> Int[np.ndarray, " num_nodes"]:
+def first_order(
+    name: str, score: Score | None, sample: Sample, rules: Rules
+) -> Int[np.ndarray, " num_nodes"]:
     """Return the order that a search starts at; it does not depend on that of the columns, but for ties."""
     if isinstance(score, LingamScore | MLPScore):
         return score.top_down_order(rules.before)
@@ -91,14 +93,14 @@ def top_down(sample: Sample, rules: Rules) -> Int[np.ndarray, " num_nodes"]:
 
 
 def best_order(
-    name: str,
-    score: Score,
     sample: Sample,
     rules: Rules,
+    name: str,
     *,
     neighbourhood: str = "all",
     start: Int[np.ndarray, " num_nodes"] | None = None,
     num_restarts: int = 0,
+    score: Score | None = None,
     l1: float = 0.0,
     seed: int = 0,
     watch: Watch = lambda *_: None,
@@ -106,15 +108,15 @@ def best_order(
     """Return the best order that is found from the score's own start, or one given, and random ones.
 
     Args:
-        name: Of the score.
-        score: What orders are compared by.
-        sample: What the score was made from.
+        sample: What the graph is learned from.
         rules: What the order and the edges must keep.
+        name: Of the score.
         neighbourhood: `"all"` looks at all insertions, and once nothing is left to gain by them at all swaps
             as well; `"windowed"`, before that, at swaps over up to 64 positions too; `"kkt"` looks at swaps
             that the conditions of optimality suggest.
         start: An order to start at instead; it must keep the rules.
         num_restarts: How many random orders to start at as well.
+        score: What orders are compared by; None for equal variances and all swaps at once.
         l1: Penalty that the score contains, for `"kkt"`.
         seed: Of the random orders.
         watch: Told the number of each sweep, and the score after it.
@@ -124,10 +126,10 @@ def best_order(
     starts += [random_order(rng, rules.before) for _ in range(num_restarts)]
 
     def find(first: np.ndarray) -> Ordered:
+        if score is None:
+            return _by_swaps(sample, first, rules, neighbourhood)
         if neighbourhood == "kkt":
             return _by_conditions(score, first, rules, l1, watch)
-        if name == "equal-variance" and not l1 and rules.is_order_alone:
-            return _by_swaps(sample, first, rules, neighbourhood)
         return _by_insertions(score, first, rules, watch)
 
     return min((find(first) for first in starts), key=lambda found: found.loss)

@@ -298,8 +298,8 @@ class TopologicalDAG(BaseEstimator):
                     sample, rules, settings, wanted, draw=draw, seed=int(self.seed)
                 )
                 pace.note(0)
-                for edges, count in replicates:
-                    counts, done = counts + edges, done + count
+                for edges in replicates:
+                    counts, done = counts + edges, done + 1
                     pace.note(done)
                     line.update(f"{done}/{wanted}", done / wanted, pace.seconds_for(wanted - done))
         except KeyboardInterrupt:
