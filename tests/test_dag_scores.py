@@ -164,10 +164,6 @@ def test_the_margin_is_the_likelihood_ratio_of_the_next_best_direction():
     ratio = 300 * abs(np.log(losses[0] / losses[1]))
     assert found.loss_ == pytest.approx(min(losses))
     assert found.honesty_.margin == pytest.approx(ratio)
-    # Which node comes first can hardly be told where the effect is small.
-    weak = TopologicalDAG(bootstraps=0).fit(frame.head(60))
-    assert weak.honesty_.margin < 2
-    assert any("little more than a guess" in problem for problem in weak.problems_)
 
 
 def test_moments_alone(tmp_path):

@@ -15,7 +15,7 @@ from qbs.inference.dag.moves import all_changes, best_moves, forbid, near_swap_c
 from qbs.inference.dag.order_factor import equal_variance_loss, factorize, full_weights
 from qbs.inference.dag.parents import choose_parents, regress
 from qbs.inference.dag.rules import Rules
-from qbs.inference.dag.sample import sample_of_moments
+from qbs.inference.dag.sample import sample_of_moments, sample_of_rows
 from qbs.inference.dag.starts import random_order, top_down_order
 from qbs.models.structural.comparison import compare_graphs
 from qbs.models.structural.simulation import causal_order, simulate_dag, simulate_sem
@@ -322,3 +322,12 @@ def test_simulated_logistic_and_mlp_data():
 def test_what_cannot_be_simulated(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_wide_ranges_of_variances_are_not_taken_for_collinear_columns():
+    """Of scale-free graphs, where a ridge of the largest variance would swamp the least."""
+    data = simulate_sem(simulate_dag(100, 400, "SF", seed=1), 1000, seed=101)
+    sample = sample_of_rows(data, ("continuous",) * 100)
+    assert np.ptp(np.log10(np.diag(sample.covariance))) > 8
+    assert sample.ridge == 0
+    assert sample_of_rows(np.column_stack([data, data[:, :1]]), ("continuous",) * 101).ridge > 0

@@ -165,3 +165,16 @@ def test_the_command_line_says_what_is_wrong(tmp_path, name, text, more, words):
     result = CliRunner().invoke(app, ["dag", str(tmp_path / name), *more])
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_the_command_line_of_a_large_file(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr("qbs.models.structural.report.is_large", lambda _: True)
+    path = tmp_path / "data.parquet"
+    frame.to_parquet(path)
+    result = CliRunner().invoke(app, ["dag", str(path), "--bootstraps", "2"])
+    assert result.exit_code == 0
+    assert "How far to trust the directions" in result.stdout
+    for option, value in (("--score", "lingam"), ("--missing", "mean")):
+        result = CliRunner().invoke(app, ["dag", str(path), option, value])
+        assert result.exit_code == 2
+        assert f"{option[2:]}='{value}' needs its rows" in result.stderr

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 
 UNEQUAL = 0.2  # coefficient of variation of the residual variances from which fits are bad
 _STANDARD = 0.01  # relative spread of variances below which the columns have been put on one scale
-_NARROW = 2.0  # nats
 
 
 class Honesty(NamedTuple):
@@ -117,10 +116,5 @@ def doubts(found: Honesty) -> list[str]:
             f"The residual variances differ (coefficient of variation {found.residual_variation:.2f}; up to "
             f"{UNEQUAL} is in order): the noises are not of equal variance in these units, so the directions "
             "of arrows may be wrong; cpdag_ has those that do not rest on it."
-        )
-    if found.margin < _NARROW:
-        said.append(
-            f"An order that turns an arrow is nearly as likely (a difference of {found.margin:.1f} nats; "
-            f"{_NARROW} and more is in order): the direction of some arrow is little more than a guess."
         )
     return said

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-_NEAR_SINGULAR = 1e-8  # least eigenvalue of the correlation matrix
-_COLLINEAR_RIDGE, _FEW_ROWS_RIDGE = 1e-6, 0.1
+_NEAR_SINGULAR = 1e-12  # least eigenvalue of the correlation matrix: data of equal noises reach 1e-9
+_COLLINEAR_RIDGE, _FEW_ROWS_RIDGE = 1e-9, 0.1
 
 
 class Sample(NamedTuple):
