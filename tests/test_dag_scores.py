@@ -183,6 +183,7 @@ def test_moments_alone(tmp_path):
         TopologicalDAG(score="lingam").fit_gram(gram)
 
 
+@pytest.mark.slow
 def test_scikit_learn_knows_it():
     """All checks of scikit-learn but those that call a method `score`, here the name of a setting."""
     reason = "`score` is a setting: what orders are compared by"

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from qbs.inference.cpu import light_jit
+
 _EAGER = 0.2  # of the price: what must be gained while growing
 _TINY = 1e-10  # of its variance: less is left of a candidate that others tell all about
 
@@ -39,7 +41,7 @@ class _Grown(NamedTuple):
     left: Array
 
 
-@partial(jax.jit, static_argnames="room")
+@light_jit
 def grow_shrink(
     covariance: Float[Array, "num_nodes num_nodes"],
     nodes: Int[Array, " batch"],
@@ -47,7 +49,6 @@ def grow_shrink(
     required: Bool[Array, "batch num_nodes"],
     price: Float[Array, ""],
     most: Int[Array, ""],
-    *,
     room: int,
 ) -> Chosen:
     """Return the parents of nodes.

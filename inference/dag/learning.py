@@ -112,7 +112,7 @@ def learn_graph(
 def equal_variance_margin(sample: Sample, learned: Learned, rules: Rules) -> float:
     r"""Return what the best move that turns an edge round costs, in nats of the likelihood.
 
-    Of all insertions and swaps of two nodes that reverse an edge of the graph, the one of least loss
+    Of all insertions that reverse an edge of the graph, neighbours' swaps among them, the one of least loss
     \(\ell'\), against the order's own \(\ell\): \(\tfrac{nd}{2} \log (\ell' / \ell)\), the common variance of
     the noises being fitted. Infinite if there is no such move.
     """

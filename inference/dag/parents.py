@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from qbs.inference.dag.grow_shrink import Chosen, grow_shrink
 
 _TINY = 1e-10  # of its variance: least that parents leave
-_ROOM = 16  # for parents, at first
+_ROOM = 32  # for parents, at first
 _BLOCK = 2**23  # numbers worked on at a time
 
 
@@ -93,14 +93,13 @@ def choose_all_parents(
         is_there = (padded >= 0)[:, None]
         tasks = nodes[padded], candidates[padded] & is_there, required[padded]
         found = [
-            grow_shrink(
-                jnp.asarray(covariance), *(field[at : at + size] for field in tasks), price, most, room=room
-            )
+            grow_shrink(shared, *(jnp.asarray(field[at : at + size]) for field in tasks), *limits, room)
             for at in range(0, len(padded), size)
         ]
         return Chosen(*(cast(Any, np.concatenate(field)[: len(rows)]) for field in zip(*found, strict=True)))
 
     with jax.enable_x64(True):
+        shared, limits = jnp.asarray(covariance), (jnp.asarray(price), jnp.asarray(most))
         room = min(_ROOM, num_nodes)
         found = choose(np.arange(len(nodes)), room)
         while found.is_full.any():

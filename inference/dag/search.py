@@ -92,7 +92,7 @@ def turning_cost(
     before: Bool[Array, "num_nodes num_nodes"],
     is_edge: Bool[Array, "num_nodes num_nodes"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the loss, and the least change of it by a move that turns an edge round.
+    """Return the loss, and the least change of it by an insertion that turns an edge round.
 
     Args:
         covariance: Of the nodes, positive definite.
@@ -101,5 +101,5 @@ def turning_cost(
         is_edge: Edges of row -> column, along the order.
     """
     factors = factorize(covariance, order)
-    changes = forbid(all_changes(factors), before, order)
+    changes = forbid(all_changes(factors, 0), before, order)
     return equal_variance_loss(factors.factor), least_turning(changes, is_edge, order)

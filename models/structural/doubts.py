@@ -26,7 +26,7 @@ def assess(score: str, sample: Sample, learned: Learned, rules: Rules) -> tuple[
     if score == "equal-variance":
         found = found._replace(margin=equal_variance_margin(sample, learned, rules))
         said = doubts(found)
-        return found, said + (_recommended(sample, learned) if said else [])
+        return found, said + (_recommended(sample, learned) if said or "binary" in sample.kinds else [])
     if score == "mlp":
         return found, doubts(found)
     residuals = _residuals(sample, learned)
