@@ -227,7 +227,7 @@ class Race:
             found = [f"{far}{mark}" for far, mark in zip(self.distances(name), marks, strict=True)]
             middle = statistics.median(there)
             cells += [" ".join([*found, *said]), seconds(middle)]
-            cells += [] if name == "qbs" else [f"{middle / own:.0f}"]
+            cells += [] if name == "qbs" else [seconds(middle / own)]
         return cells
 
     def means(self) -> list[str]:
@@ -247,5 +247,5 @@ def heads(names: list[str]) -> list[str]:
 
 
 def seconds(value: float) -> str:
-    """Return a time in two digits."""
+    """Return a time, or a ratio, in two digits."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qbs.errors import DataError
 from qbs.inference.dag.equivalence import completed_graph
@@ -27,6 +27,7 @@ def edges_of_replicates(
     settings: Settings,
     num_replicates: int,
     *,
+    start: Int[np.ndarray, " num_nodes"] | None = None,
     draw: Draw | None = None,
     seed: int = 0,
 ) -> Iterator[Float[np.ndarray, "num_nodes num_nodes"]]:
@@ -37,6 +38,7 @@ def edges_of_replicates(
         rules: What all graphs keep.
         settings: How they are learned; without restarts.
         num_replicates: How many.
+        start: The order at which all searches start; the score's own by default.
         draw: Draws the moments of a replicate; by default, of rows drawn with replacement.
         seed: Of the random numbers.
     """
@@ -45,7 +47,7 @@ def edges_of_replicates(
     for _ in range(num_replicates):
         is_moments = settings.score in OF_MOMENTS
         own = _resampled_moments(sample, draw(rng)) if is_moments else _resampled_rows(sample, rng)
-        yield _learned(own, rules, settings)
+        yield _learned(own, rules, settings, start)
 
 
 def _moments_of_rows(sample: Sample, rng: np.random.Generator) -> Moments:
@@ -78,8 +80,8 @@ def _resampled_moments(sample: Sample, moments: Moments) -> Sample:
     return sample._replace(covariance=ridged, num_rows=num_rows, values=None)
 
 
-def _learned(sample: Sample, rules: Rules, settings: Settings) -> np.ndarray:
-    is_edge = learn_graph(sample, rules, settings).is_edge
+def _learned(sample: Sample, rules: Rules, settings: Settings, start: np.ndarray | None) -> np.ndarray:
+    is_edge = learn_graph(sample, rules, settings, start=start).is_edge
     if settings.score != "bic":
         return is_edge.astype(float)
     # A direction that the score does not tell counts half for each.

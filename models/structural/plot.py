@@ -51,7 +51,7 @@ def plot_graph(graph: CausalGraph, *, ax: "Axes | None" = None, title: str | Non
         ValueError: If the graph has a cycle or is not valid; see `CausalGraph.check`.
         MissingExtraError: If Matplotlib is not installed.
     """
-    figure_module = _matplotlib().figure
+    figure_class, _ = _matplotlib()
     edges = sorted(graph.edges(), key=lambda edge: (edge.confidence or 0.0, abs(edge.weight)))
     font = float(np.interp(len(graph.names), [12, 30, 100], [11, 9.5, 7.5]))
     labels = [_shortened(name) for name in graph.names]
@@ -63,7 +63,7 @@ def plot_graph(graph: CausalGraph, *, ax: "Axes | None" = None, title: str | Non
     if ax is None:
         top = _TITLE if title else 0.0
         zoom = min(1.0, _MOST_ACROSS / (span.max() + top))
-        figure = figure_module.Figure(figsize=(zoom * span[0] / 72, zoom * (span[1] + top) / 72))
+        figure = figure_class(figsize=(zoom * span[0] / 72, zoom * (span[1] + top) / 72))
         ax = figure.add_axes((0.0, 0.0, 1.0, span[1] / (span[1] + top)))
     else:
         figure, box = ax.figure.canvas.figure, ax.get_window_extent()
@@ -101,14 +101,14 @@ def plot_confidence(graph: CausalGraph, *, title: str | None = None) -> "Figure"
         ValueError: If the graph has no confidence, has a cycle or is not valid; see `CausalGraph.check`.
         MissingExtraError: If Matplotlib is not installed.
     """
-    matplotlib = _matplotlib()
+    figure_class, rectangle_class = _matplotlib()
     graph.check()
     if graph.confidence is None:
         raise ValueError("plot_confidence: this graph has no confidence; it was made without bootstraps")
     order, count = causal_order(graph.weights), len(graph.names)
     shares = graph.confidence[np.ix_(order, order)]
     side = float(np.clip(0.34 * count, 2.4, 11.0))
-    figure = matplotlib.figure.Figure(figsize=(side + 2.2, side + 1.2), layout="compressed")
+    figure = figure_class(figsize=(side + 2.2, side + 1.2), layout="compressed")
     ax = figure.add_subplot()
     image = ax.imshow(shares, cmap=_colour_map(is_fading=True), vmin=0, vmax=1)
     figure.colorbar(image, ax=ax, label="confidence: share of bootstraps", shrink=min(1.0, 5 / side))
@@ -122,7 +122,7 @@ def plot_confidence(graph: CausalGraph, *, title: str | None = None) -> "Figure"
         ax.set_yticks(range(count), labels, fontsize=font, parse_math=False)
         ax.tick_params(length=0)
     for row, column in np.argwhere(graph.weights[np.ix_(order, order)]):
-        frame = matplotlib.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black")
+        frame = rectangle_class((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black")
         ax.add_artist(frame).set_linewidth(1.3 if count <= _MOST_NAMED else 0.5)
     if count <= _MOST_NUMBERED:
         for row, column in np.argwhere(shares > 0):
@@ -228,11 +228,12 @@ def _size_of(label: str, font: float) -> tuple[float, float]:
 
 def _matplotlib() -> Any:
     try:
-        import matplotlib.figure
         import matplotlib.patches
+
+        from qbs.models.structural.notebook_figure import NotebookFigure
     except ImportError as error:
         raise MissingExtraError("the plot needs Matplotlib: pip install 'qbs-jax[plots]'") from error
-    return matplotlib
+    return NotebookFigure, matplotlib.patches.Rectangle
 
 
 class _Picture(NamedTuple):

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUICK_BOOTSTRAPS = 200
-_RESTARTS, _MANY_COLUMNS = 5, 30
+_RESTARTS = 20
+_RESTART_COST = 3000  # number of columns, squared, of all restarts
+_RUGGED = ("bic", "logistic", "mixed")  # scores whose searches can end apart
 _SLOW = ("logistic", "mixed", "mlp")  # scores of which a replicate takes seconds
 
 
@@ -72,8 +74,9 @@ class TopologicalDAG(BaseEstimator):
         start: Where the search starts: names in order, causes first, or the graph of another method, as a
             square data frame of weights of row -> column, a `CausalGraph` or a networkx graph. By default the
             score's own start.
-        num_restarts: Random orders to start at as well; the best end counts. By default 5 for the scores
-            `"bic"`, `"logistic"` and `"mixed"`, whose searches can end apart, of up to 30 columns; else none.
+        num_restarts: Random orders to start at as well; the best end counts. By default none, but for the
+            scores `"bic"`, `"logistic"` and `"mixed"`, whose searches can end apart: 20 of up to 12 columns,
+            fewer of more, 3 of 30.
         l1: Penalty of the sizes of weights in the search, for equal variances and logistic; in units of the
             score per unit of the weight.
         pruning: How to choose parents: `"ebic"` by the extended Bayesian information criterion,
@@ -219,7 +222,9 @@ class TopologicalDAG(BaseEstimator):
 
             learned = learn_graph(sample, rules, settings, start=start, watch=watch)
         self.honesty_, doubts = assess(self.score, sample, learned, rules)
-        confidence, is_cut = self._confidence(sample, rules, settings._replace(num_restarts=0), draw)
+        # Where the search needs restarts, a replicate starts where they ended instead.
+        first = learned.ordered.order if self.score in _RUGGED else None
+        confidence, is_cut = self._confidence(sample, rules, settings._replace(num_restarts=0), first, draw)
         self._sample, self._rules = sample._replace(values=None), rules
         self._tell(columns, learned, rules, confidence)
         self.problems_ = [
@@ -276,8 +281,7 @@ class TopologicalDAG(BaseEstimator):
     def _num_restarts(self, num_columns: int) -> int:
         if self.num_restarts is not None:
             return int(self.num_restarts)
-        is_rugged = self.score in ("bic", "logistic", "mixed") and num_columns <= _MANY_COLUMNS
-        return _RESTARTS if is_rugged else 0
+        return min(_RESTARTS, _RESTART_COST // num_columns**2) if self.score in _RUGGED else 0
 
     def _num_bootstraps(self) -> int:
         if self.bootstraps is None:
@@ -285,7 +289,7 @@ class TopologicalDAG(BaseEstimator):
         return int(self.bootstraps)
 
     def _confidence(
-        self, sample: Sample, rules: Rules, settings: Settings, draw: Draw | None
+        self, sample: Sample, rules: Rules, settings: Settings, start: np.ndarray | None, draw: Draw | None
     ) -> tuple[np.ndarray | None, str]:
         """Return how often each edge was there in graphs of resampled rows; and what cut them short."""
         wanted, done = self._num_bootstraps(), 0
@@ -295,7 +299,7 @@ class TopologicalDAG(BaseEstimator):
         try:
             with ProgressLine("bootstrap", show=self.progress) as line:
                 replicates = edges_of_replicates(
-                    sample, rules, settings, wanted, draw=draw, seed=int(self.seed)
+                    sample, rules, settings, wanted, start=start, draw=draw, seed=int(self.seed)
                 )
                 pace.note(0)
                 for edges in replicates:
