@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from qbs.inference.dag.learning import Settings, learn_graph
 from qbs.inference.dag.local_search import local_search
 from qbs.inference.dag.moves import all_changes, best_moves, forbid, near_swap_changes, swap_changes
-from qbs.inference.dag.order_factor import equal_variance_loss, factorize, full_weights
+from qbs.inference.dag.order_factor import equal_variance_loss, factorize
 from qbs.inference.dag.parents import choose_parents, regress
 from qbs.inference.dag.rules import Rules
 from qbs.inference.dag.sample import sample_of_moments, sample_of_rows
 from qbs.inference.dag.starts import random_order, top_down_order
+from qbs.inference.dag.threshold_path import threshold_path
 from qbs.models.structural.comparison import compare_graphs
 from qbs.models.structural.simulation import causal_order, simulate_dag, simulate_sem
 
@@ -122,7 +123,7 @@ def test_the_best_set_of_moves_is_the_best_of_all_sets():
 def test_full_weights_are_regressions():
     covariance, order = some_covariance(8, 2), np.random.default_rng(0).permutation(8)
     factors = factorize(jnp.asarray(covariance), jnp.asarray(order))
-    weights = np.asarray(full_weights(factors, jnp.asarray(order)))
+    weights = threshold_path(covariance, order, 100).weights
     for place, node in enumerate(order):
         own, variance = regress(covariance, int(node), order[:place])
         np.testing.assert_allclose(weights[order[:place], node], own, atol=1e-9)

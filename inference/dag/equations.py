@@ -45,6 +45,18 @@ class Equation(Protocol):
         ...
 
 
+def drawn_noise(
+    rng: np.random.Generator,
+    num_rows: int,
+    variance: float,
+    residuals: Float[np.ndarray, " num_seen"] | None = None,
+) -> Float[np.ndarray, " num_rows"]:
+    """Return additive noise: Gaussian, or drawn from residuals where there are any."""
+    if residuals is None:
+        return np.sqrt(variance) * rng.normal(size=num_rows)
+    return rng.choice(residuals, num_rows)
+
+
 class LinearEquation(NamedTuple):
     """A weighted sum of the parents, and noise.
 
@@ -72,8 +84,4 @@ class LinearEquation(NamedTuple):
         self, rng: np.random.Generator, values: Float[np.ndarray, "num_rows num_nodes"]
     ) -> Float[np.ndarray, " num_rows"]:
         """Return random values of the node."""
-        if self.residuals is None:
-            noise = np.sqrt(self.noise_variance) * rng.normal(size=len(values))
-        else:
-            noise = rng.choice(self.residuals, len(values))
-        return self.mean(values) + noise
+        return self.mean(values) + drawn_noise(rng, len(values), self.noise_variance, self.residuals)

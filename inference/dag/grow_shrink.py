@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qbs.inference.cpu import light_jit
 
-_EAGER = 0.2  # of the price: what must be gained while growing
+EAGER = 0.2  # of the price: what must be gained while growing
 _TINY = 1e-10  # of its variance: less is left of a candidate that others tell all about
 
 
@@ -69,7 +69,7 @@ def grow_shrink(
 
     def choose(task: tuple[Array, Array, Array]) -> Chosen:
         node, may_be, must_be = task[0], task[1], task[1] & task[2]
-        grown = _grown(covariance, node, may_be, must_be, _EAGER * price, most, room)
+        grown = _grown(covariance, node, may_be, must_be, EAGER * price, most, room)
         is_full = grown.num_taken == jnp.minimum(room, may_be.sum())
         is_full &= (grown.num_taken < most) & (room < may_be.sum())
         weights, is_parent, variance = _shrunk(grown, must_be, price)

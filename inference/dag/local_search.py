@@ -8,7 +8,7 @@ References:
     DAGs using the best order score search and grow-shrink trees", for the move.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,35 @@ _TOLERANCE = 1e-10  # of the score of all nodes: what a move must gain
 LocalScores = Callable[
     [Int[np.ndarray, " batch"], Bool[np.ndarray, "batch num_nodes"]], Float[np.ndarray, " batch"]
 ]
+
+
+class KnownScores:
+    """Scores that are not computed again: searches from several starts may share them.
+
+    Attributes:
+        values: Those that were asked for, by node and who stands before it.
+    """
+
+    def __init__(self, scores: LocalScores):
+        """Begin with none.
+
+        Args:
+            scores: Computes them.
+        """
+        self._scores = scores
+        self.values: dict[tuple[int, bytes], float] = {}
+
+    def __call__(
+        self, nodes: Int[np.ndarray, " batch"], is_before: Bool[np.ndarray, "batch num_nodes"]
+    ) -> Float[np.ndarray, " batch"]:
+        """Return scores of nodes, given who stands before each."""
+        sets = np.packbits(is_before, axis=1)
+        names = [(int(node), own.tobytes()) for node, own in zip(nodes, sets, strict=True)]
+        new = {name: at for at, name in enumerate(names) if name not in self.values}
+        if new:
+            rows = list(new.values())
+            self.values.update(zip(new, map(float, self._scores(nodes[rows], is_before[rows])), strict=True))
+        return np.array([self.values[name] for name in names])
 
 
 class LocalFound(NamedTuple):
@@ -52,64 +81,46 @@ def local_search(
 
     Args:
         scores: Scores of nodes, given who stands before each; lower is better. It is asked for many at once,
-            and never twice for the same.
+            and never twice for the same; nor are the searches that share `KnownScores`.
         order: The order to start at; it must keep the rules.
         before: Whether row must come before column; transitive.
         max_sweeps: Most sweeps.
         watch: Told the number of each sweep, and the score after it.
     """
-    known = _Known(scores, len(order))
+    known = scores if isinstance(scores, KnownScores) else KnownScores(scores)
+    num_known = len(known.values)
     places, total, num_sweeps = [int(node) for node in order], np.inf, 0
     is_optimal = False
     while num_sweeps < max_sweeps and not is_optimal:
         for node in list(places):
             places = _replaced(known, places, node, before)
-        new, num_sweeps = known.total(places), num_sweeps + 1
+        new = float(known(np.array(places), _before(places)[:-1]).sum())
+        num_sweeps += 1
         watch(num_sweeps, new)
         is_optimal = not new < total - _TOLERANCE * abs(new)
         total = min(new, total)
-    return LocalFound(np.array(places, int), total, num_sweeps, len(known.values), is_optimal)
+    num_new = len(known.values) - num_known
+    return LocalFound(np.array(places, int), total, num_sweeps, num_new, is_optimal)
 
 
-class _Known:
-    """Scores that have been computed."""
-
-    def __init__(self, scores: LocalScores, num_nodes: int):
-        self._scores, self._num_nodes = scores, num_nodes
-        self.values: dict[tuple[int, bytes], float] = {}
-
-    def __call__(self, asked: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
-        """Return the scores of pairs of a node and who is before it."""
-        asked = list(asked)
-        names = [(node, np.packbits(is_before).tobytes()) for node, is_before in asked]
-        new = {name: pair for name, pair in zip(names, asked, strict=True) if name not in self.values}
-        if new:
-            nodes = np.array([node for node, _ in new.values()], int)
-            values = self._scores(nodes, np.array([is_before for _, is_before in new.values()]))
-            self.values.update(zip(new, map(float, values), strict=True))
-        return np.array([self.values[name] for name in names])
-
-    def total(self, places: list[int]) -> float:
-        return float(self(zip(places, self.before(places)[:-1], strict=True)).sum())
-
-    def before(self, places: list[int]) -> np.ndarray:
-        """Return who is before each place of an order, and after the last."""
-        is_before = np.zeros((len(places) + 1, self._num_nodes), bool)
-        for at, node in enumerate(places):
-            is_before[at + 1 :, node] = True
-        return is_before
+def _before(places: list[int], num_nodes: int | None = None) -> np.ndarray:
+    """Return who is before each place of an order, and after the last."""
+    is_before = np.zeros((len(places) + 1, num_nodes or len(places)), bool)
+    for at, node in enumerate(places):
+        is_before[at + 1 :, node] = True
+    return is_before
 
 
-def _replaced(known: _Known, places: list[int], node: int, before: np.ndarray) -> list[int]:
+def _replaced(known: KnownScores, places: list[int], node: int, before: np.ndarray) -> list[int]:
     """Return the order with a node at its best place that the rules allow; its own, where none is better."""
     others = [other for other in places if other != node]
-    is_before = known.before(others)
+    is_before = _before(others, len(places))
     with_node = is_before.copy()
     with_node[:, node] = True
     count = len(others)
-    asked = [(node, mask) for mask in is_before]
-    asked += list(zip(others, is_before[:-1], strict=True)) + list(zip(others, with_node[:-1], strict=True))
-    own, without, with_ = np.split(known(asked), [count + 1, 2 * count + 1])
+    nodes = np.array([node] * (count + 1) + others + others, int)
+    asked = known(nodes, np.concatenate([is_before, is_before[:-1], with_node[:-1]]))
+    own, without, with_ = np.split(asked, [count + 1, 2 * count + 1])
     totals = own + np.concatenate([[0.0], np.cumsum(without)])
     totals += np.concatenate([np.cumsum(with_[::-1])[::-1], [0.0]])
     first = max((at + 1 for at, other in enumerate(others) if before[other, node]), default=0)

@@ -1,4 +1,4 @@
-"""What a topological order says of a covariance: residual variances, and the weights of the full graph."""
+"""What a topological order says of a covariance: its factors, and the residual variances."""
 
 from typing import NamedTuple
 
@@ -32,11 +32,3 @@ def factorize(
 def equal_variance_loss(factor: Float[Array, "num_nodes num_nodes"]) -> Float[Array, ""]:
     """Return half the sum of the residual variances: least squares, with all predecessors as parents."""
     return 0.5 * jnp.sum(jnp.diagonal(factor) ** 2)
-
-
-def full_weights(
-    factors: OrderFactor, order: Int[Array, " num_nodes"]
-) -> Float[Array, "num_nodes num_nodes"]:
-    """Return the weights of row -> column, all predecessors being parents, in the nodes' own numbering."""
-    along = jnp.eye(len(order)) - jnp.diagonal(factors.factor)[:, None] * factors.inverse
-    return jnp.zeros_like(along).at[jnp.ix_(order, order)].set(jnp.tril(along, -1).T)

@@ -1,6 +1,7 @@
 """Search for the order of a graph: which search serves which score, and where it starts."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Int
 
 from qbs.inference.dag.honesty import explained
 from qbs.inference.dag.kkt import KKTFound, kkt_search
-from qbs.inference.dag.local_search import local_search
+from qbs.inference.dag.local_search import KnownScores, local_search
 from qbs.inference.dag.rules import Rules
 from qbs.inference.dag.sample import Sample
 from qbs.inference.dag.scores.bic import BICScore
@@ -125,12 +126,15 @@ def best_order(
     starts = [first_order(name, score, sample, rules) if start is None else start]
     starts += [random_order(rng, rules.before) for _ in range(num_restarts)]
 
+    # Searches from several starts ask for many of the same scores.
+    known = None if score is None else KnownScores(partial(_scores_kept, score, rules))
+
     def find(first: np.ndarray) -> Ordered:
-        if score is None:
+        if score is None or known is None:
             return _by_swaps(sample, first, rules, neighbourhood)
         if neighbourhood == "kkt":
             return _by_conditions(score, first, rules, l1, watch)
-        return _by_insertions(score, first, rules, watch)
+        return _by_insertions(known, first, rules, watch)
 
     return min((find(first) for first in starts), key=lambda found: found.loss)
 
@@ -145,11 +149,13 @@ def _by_swaps(sample: Sample, start: np.ndarray, rules: Rules, neighbourhood: st
     return Ordered(np.asarray(found.order), loss, int(found.num_sweeps), is_optimal)
 
 
-def _by_insertions(score: Score, start: np.ndarray, rules: Rules, watch: Watch) -> Ordered:
-    def scores(nodes: np.ndarray, is_before: np.ndarray) -> np.ndarray:
-        return score.scores(nodes, rules.allowed(nodes, is_before))
+def _scores_kept(score: Score, rules: Rules, nodes: np.ndarray, is_before: np.ndarray) -> np.ndarray:
+    """Return scores of nodes whose parents may be those before them that the rules allow."""
+    return score.scores(nodes, rules.allowed(nodes, is_before))
 
-    found = local_search(scores, start, rules.before, watch=watch)
+
+def _by_insertions(known: KnownScores, start: np.ndarray, rules: Rules, watch: Watch) -> Ordered:
+    found = local_search(known, start, rules.before, watch=watch)
     return Ordered(found.order, found.score, found.num_sweeps, found.is_optimal)
 
 

@@ -89,7 +89,7 @@ def read_columns(frame: Any, *, missing: Missing = "drop", names: Sequence[str] 
     """
     if missing not in get_args(Missing):
         raise ValueError(f"read_columns: missing must be 'drop', 'mean' or 'raise', not {missing!r}")
-    own_names, num_rows, sources = _opened(frame)
+    own_names, num_rows, sources = opened_table(frame, "read_columns")
     if names is not None and len(names) != len(own_names):
         raise ValueError(f"read_columns: {len(names)} names for {len(own_names)} columns")
     given = distinct_names(own_names if names is None else names)
@@ -203,13 +203,23 @@ class _Reading(NamedTuple):
     refused: str = ""  # the type that is no number
 
 
-def _opened(frame: Any) -> tuple[list, int, Iterable[Any]]:
-    """Return the names, the number of rows, and the columns: one-dimensional arrays or narwhals series."""
+def opened_table(frame: Any, caller: str) -> tuple[list, int, Iterable[Any]]:
+    """Return the names, the number of rows, and the columns: one-dimensional arrays or narwhals series.
+
+    Args:
+        frame: A table, see `read_columns`.
+        caller: What errors begin with.
+
+    Raises:
+        TypeError: If it is no table.
+        ValueError: If an array or a dict is not of rows by columns.
+        MissingExtraError: If narwhals is needed and not installed.
+    """
     if isinstance(frame, (np.ndarray, jax.Array)):
         array = frame if isinstance(frame, np.ma.MaskedArray) else np.asarray(frame)
         if array.ndim != 2:
             raise DataError(
-                f"read_columns: an array must be rows by columns, not {array.shape}. Reshape your data"
+                f"{caller}: an array must be rows by columns, not {array.shape}. Reshape your data"
             )
         return (
             [f"x{at}" for at in range(array.shape[1])],
@@ -217,14 +227,12 @@ def _opened(frame: Any) -> tuple[list, int, Iterable[Any]]:
             [array[:, at] for at in range(array.shape[1])],
         )
     if hasattr(frame, "toarray"):
-        raise TypeError("read_columns: a sparse matrix is not supported: give frame.toarray()")
+        raise TypeError(f"{caller}: a sparse matrix is not supported: give frame.toarray()")
     if isinstance(frame, Mapping):
-        columns = [_opened_column(name, column) for name, column in frame.items()]
+        columns = [_opened_column(name, column, caller) for name, column in frame.items()]
         lengths = {len(column) for column in columns}
         if len(lengths) > 1:
-            raise DataError(
-                f"read_columns: the columns of a dict must be of one length, not {sorted(lengths)}"
-            )
+            raise DataError(f"{caller}: the columns of a dict must be of one length, not {sorted(lengths)}")
         return list(frame), lengths.pop() if lengths else 0, columns
     try:
         import narwhals as nw
@@ -240,11 +248,11 @@ def _opened(frame: Any) -> tuple[list, int, Iterable[Any]]:
     except TypeError:
         kind = f"{type(frame).__module__}.{type(frame).__qualname__}"
         hint = ": collect it first" if hasattr(frame, "collect") else ""
-        raise TypeError(f"read_columns: frame must be {_FRAMES}, not {kind}{hint}") from None
+        raise TypeError(f"{caller}: frame must be {_FRAMES}, not {kind}{hint}") from None
     return list(table.columns), len(table), table.iter_columns()
 
 
-def _opened_column(name: object, column: Any) -> Any:
+def _opened_column(name: object, column: Any, caller: str) -> Any:
     if not isinstance(column, (np.ndarray, jax.Array, list, tuple, range)):
         try:
             import narwhals as nw
@@ -255,11 +263,9 @@ def _opened_column(name: object, column: Any) -> Any:
     try:
         array: np.ndarray = np.asanyarray(column)
     except ValueError as error:
-        raise TypeError(f"read_columns: column {str(name)!r} holds lists: give one number a row") from error
+        raise TypeError(f"{caller}: column {str(name)!r} holds lists: give one number a row") from error
     if array.ndim != 1:
-        raise DataError(
-            f"read_columns: column {str(name)!r} must be one-dimensional, not of shape {array.shape}"
-        )
+        raise DataError(f"{caller}: column {str(name)!r} must be one-dimensional, not of shape {array.shape}")
     return array
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from qbs.errors import DataError, MissingExtraError
 from qbs.inference.dag.equations import Equation, LinearEquation
 from qbs.models.structural.column_checks import distinct_names
+from qbs.models.structural.columns import opened_table
 
 try:
     import narwhals as nw
@@ -140,7 +140,8 @@ class StructuralModel:
             ValueError: If the target is not known.
         """
         nodes = range(len(self.names)) if target is None else [self._node(target, "predict: target")]
-        columns, num_rows, index = _opened(frame)
+        own_names, num_rows, series = opened_table(frame, "predict")
+        columns = dict(zip(distinct_names(own_names), series, strict=True))
         read: dict[int, np.ndarray] = {}
         for node in nodes:
             names = [self.names[parent] for parent in self.equations[node].parents]
@@ -156,7 +157,9 @@ class StructuralModel:
         for node, column in read.items():
             values[:, node] = column
         means = {self.names[node]: self._mean(node, values) for node in nodes}
-        result = pd.DataFrame(means, index=index, columns=[self.names[node] for node in nodes])
+        result = pd.DataFrame(
+            means, index=getattr(frame, "index", None), columns=[self.names[node] for node in nodes]
+        )
         return result if target is None else result[target]
 
     def _mean(self, node: int, values: np.ndarray) -> np.ndarray:
@@ -318,27 +321,6 @@ def _contrast(drawn: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
 def _check_rows(num_rows: int) -> None:
     if isinstance(num_rows, bool) or num_rows < 1:
         raise ValueError(f"num_rows must be a whole number, 1 or more, not {num_rows!r}")
-
-
-def _opened(frame: Any) -> tuple[dict[str, Any], int, Any]:
-    """Return the columns of a table by name as text, its number of rows, and its index if it has one."""
-    if isinstance(frame, (np.ndarray, jax.Array)):
-        if frame.ndim != 2:
-            raise DataError(
-                f"predict: an array must be rows by columns, not of shape {frame.shape}. Reshape your data"
-            )
-        frame = {f"x{at}": column for at, column in enumerate(np.asarray(frame).T)}
-    if isinstance(frame, Mapping):
-        columns = [nw.from_native(column, series_only=True, pass_through=True) for column in frame.values()]
-        if len(lengths := {len(column) for column in columns}) > 1:
-            raise DataError(f"predict: the columns of a dict must be of one length, not {sorted(lengths)}")
-        return dict(zip(distinct_names(list(frame)), columns, strict=True)), max(lengths, default=0), None
-    try:
-        table = nw.from_native(frame, eager_only=True)
-    except nw.exceptions.DuplicateError as error:
-        raise DataError(f"predict: column names must differ: {error}") from error
-    named = dict(zip(distinct_names(list(table.columns)), table.iter_columns(), strict=True))
-    return named, len(table), getattr(frame, "index", None)
 
 
 def _numbers(column: Any, name: str, levels: tuple | None) -> np.ndarray:

@@ -213,11 +213,9 @@ class TopologicalDAG(BaseEstimator):
             int(self.seed),
         )
         start = None if self.start is None else read_start(self.start, columns.names, columns.dropped, rules)
-        pace = Pace()
         with ProgressLine("search", show=self.progress) as line:
 
             def watch(sweep: int, score: float) -> None:
-                pace.note(sweep)
                 line.update(f"sweep {sweep}, score {score:.6g}")
 
             learned = learn_graph(sample, rules, settings, start=start, watch=watch)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from qbs.inference.dag.equations import drawn_noise
+
 
 def regressors(
     values: Float[np.ndarray, "num_rows num_nodes"],
@@ -135,4 +137,4 @@ class GroupedLinearEquation(NamedTuple):
         self, rng: np.random.Generator, values: Float[np.ndarray, "num_rows num_nodes"]
     ) -> Float[np.ndarray, " num_rows"]:
         """Return random values of the node."""
-        return self.mean(values) + np.sqrt(self.noise_variance) * rng.normal(size=len(values))
+        return self.mean(values) + drawn_noise(rng, len(values), self.noise_variance)

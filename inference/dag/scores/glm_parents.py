@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-_EAGER = 0.2  # of the penalty: what must be gained while growing
+from qbs.inference.dag.grow_shrink import EAGER
 
 
 class Considered(NamedTuple):
@@ -103,14 +103,14 @@ def _walk(
     here = yield chosen
     while True:
         is_open = may_be & ~chosen & (num_parameters <= most - num_parameters[chosen].sum())
-        surplus = np.where(is_open, here.gains - _EAGER * prices, -np.inf)
+        surplus = np.where(is_open, here.gains - EAGER * prices, -np.inf)
         best = int(np.argmax(surplus))
         if not surplus[best] > 0:
             break
         grown = chosen.copy()
         grown[best] = True
         there = yield grown
-        if not here.loss - there.loss > _EAGER * prices[best]:
+        if not here.loss - there.loss > EAGER * prices[best]:
             break
         chosen, here = grown, there
     is_free = chosen & ~must_be

@@ -59,7 +59,6 @@ class MixedScore:
         self._num_logits = np.where([kind == "continuous" for kind in self._kinds], 1, sizes)
         most = self._design.num_rows - 2
         self._search = ParentSearch(self._consider, np.outer(sizes, self._num_logits), most)
-        self._scores: dict[tuple[int, bytes], float] = {}
 
     @property
     def num_fits(self) -> int:
@@ -70,15 +69,8 @@ class MixedScore:
         self, nodes: Int[np.ndarray, " batch"], candidates: Bool[np.ndarray, "batch num_nodes"]
     ) -> Float[np.ndarray, " batch"]:
         """Return criteria in nats per row; lower is better."""
-        names = [(int(node), mask.tobytes()) for node, mask in zip(nodes, candidates, strict=True)]
-        new = {name: at for at, name in enumerate(names) if name not in self._scores}
-        if new:
-            at = list(new.values())
-            none = np.zeros((len(at), len(self._kinds)), bool)
-            own = [int(node) for node in nodes[at]]
-            criteria = self._search.choose(own, candidates[at], none, self._price(self._gamma))[1]
-            self._scores.update(zip(new, map(float, criteria), strict=True))
-        return np.array([self._scores[name] for name in names])
+        none = np.zeros_like(candidates)
+        return self._search.choose(list(map(int, nodes)), candidates, none, self._price(self._gamma))[1]
 
     def equation(
         self,

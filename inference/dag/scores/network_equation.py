@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from qbs.inference.dag.equations import drawn_noise
+
 
 class NetworkEquation(NamedTuple):
     r"""A network with one layer of hidden units, and noise.
@@ -42,8 +44,4 @@ class NetworkEquation(NamedTuple):
         self, rng: np.random.Generator, values: Float[np.ndarray, "num_rows num_nodes"]
     ) -> Float[np.ndarray, " num_rows"]:
         """Return random values of the node."""
-        if self.residuals is None:
-            noise = np.sqrt(self.noise_variance) * rng.normal(size=len(values))
-        else:
-            noise = rng.choice(self.residuals, len(values))
-        return self.mean(values) + noise
+        return self.mean(values) + drawn_noise(rng, len(values), self.noise_variance, self.residuals)
