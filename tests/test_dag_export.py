@@ -97,6 +97,7 @@ def test_no_edges():
         ({"names": ("a", "b")}, r"weights must be of shape \(2, 2\) for 2 names, not \(3, 3\)"),
         ({"confidence": np.zeros((2, 2))}, "confidence must be of shape"),
         ({"is_compelled": np.zeros((2, 2), bool)}, "is_compelled must be of shape"),
+        ({"is_known": np.zeros((2, 2), bool)}, "is_known must be of shape"),
         ({"weights": np.diag([0.0, 1.0, 0.0])}, "'b' causes itself"),
         ({"weights": np.where(np.eye(3, k=1), np.nan, 0.0)}, "finite, not nan of 'a' -> 'b'"),
         ({"confidence": np.full((3, 3), 1.5)}, r"confidence must be in \[0, 1\]"),
@@ -373,7 +374,18 @@ def test_arrows_say_what_is_known():
     weights = np.zeros((4, 4))
     weights[0, 1], weights[0, 2], weights[1, 3] = 1.0, -2.0, 0.5
     confidence = np.where(weights == 1.0, 1.0, np.where(weights == -2.0, 0.0, 0.4))
-    graph = CausalGraph(("a", "b", "c", "d"), weights, confidence, weights == 1.0)
+    graph = CausalGraph(
+        ("a", "b", "c", "d"),
+        weights,
+        confidence,
+        weights == 1.0,
+        is_known=(weights == 1.0) | (weights == 0.5),
+    )
+    assert {edge.weight: edge.oriented_by for edge in graph.edges()} == {
+        1.0: "equivalence class",
+        0.5: "knowledge",
+        -2.0: "assumption",
+    }
     picture = Picture(plot_graph(graph))
     looks = {
         pair: (
@@ -394,6 +406,7 @@ def test_arrows_say_what_is_known():
         "positive weight",
         "negative weight",
         "direction follows from the equivalence class",
+        "direction follows from what was known",
         "direction rests on the assumption",
         "width: size of the weight, up to 2",
     ]

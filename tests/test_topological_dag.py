@@ -93,6 +93,21 @@ def test_tiers_required_and_forbidden(frame):
         assert all(share.loc[edge] != 0 for edge in required)
 
 
+def test_what_directs_an_arrow():
+    """Nothing tells the directions of a chain but the assumption; one that is known tells all others."""
+    chain = simulate_sem(np.diag([1.5, -1.5, 1.5], 1), 2000, seed=0)
+    columns = pd.DataFrame(chain, columns=list("abcd"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free, tied = (
+            TopologicalDAG(bootstraps=0, **known).fit(columns)
+            for known in ({}, {"tiers": [["a"], ["b", "c", "d"]]})
+        )
+    for found, reason in ((free, "assumption"), (tied, "knowledge")):
+        assert {edge[:2] for edge in found.graph_.edges()} == {("a", "b"), ("b", "c"), ("c", "d")}
+        assert set(found.edges_["oriented_by"]) == {reason}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -18,6 +18,12 @@ UNKNOWN_COLOUR = "#3d4756"  # of arrows without a confidence
 
 _KIND, _VERSION = "qbs causal graph", 1
 _LEAST_WIDTH, _MOST_WIDTH = 0.8, 3.2
+_STYLES: dict[OrientedBy, str] = {
+    "equivalence class": "solid",
+    "knowledge": "dotted",
+    "assumption": "dashed",
+    "nothing": "dashed",
+}
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -68,7 +74,8 @@ def to_dot(graph: CausalGraph) -> str:
     """Return the graph in the DOT language, for Graphviz and for DoWhy.
 
     Arrows are coloured by confidence and as wide as the size of their weight says; dashed where the direction
-    rests on the assumption alone, with an empty head where the weight is negative.
+    rests on the assumption alone, dotted where on what was known before, with an empty head where the weight
+    is negative.
 
     Raises:
         ValueError: If the graph is not valid; see `CausalGraph.check`.
@@ -81,7 +88,7 @@ def to_dot(graph: CausalGraph) -> str:
         settings = [
             f'color="{confidence_colour(edge.confidence)}"',
             f"penwidth={width:.2f}",
-            f"style={'solid' if edge.oriented_by == 'equivalence class' else 'dashed'}",
+            f"style={_STYLES[edge.oriented_by]}",
             f"arrowhead={'empty' if edge.weight < 0 else 'normal'}",
             f"tooltip={_quoted(_in_words(edge), is_label=True)}",
         ]
@@ -134,19 +141,22 @@ def from_json(document: Mapping[str, Any]) -> CausalGraph:
         names = tuple(node["name"] for node in document["nodes"])
         numbers = {name: number for number, name in enumerate(names)}
         weights, confidence = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
-        is_compelled = np.zeros(weights.shape, bool)
+        is_compelled, is_known = np.zeros((2, *weights.shape), bool)
         otherwise: OrientedBy = "assumption"
         for edge in document["edges"]:
             pair = numbers[edge["cause"]], numbers[edge["effect"]]
             weights[pair] = edge["weight"]
             confidence[pair] = _number(edge["confidence"])
             is_compelled[pair] = edge["oriented_by"] == "equivalence class"
-            if not is_compelled[pair]:
+            is_known[pair] = edge["oriented_by"] == "knowledge"
+            if not (is_compelled[pair] or is_known[pair]):
                 otherwise = edge["oriented_by"]
         for edge in document["absent_edges"]:
             confidence[numbers[edge["cause"]], numbers[edge["effect"]]] = _number(edge["confidence"])
         known = confidence if document["has_confidence"] else None
-        graph = CausalGraph(names, weights, known, is_compelled, otherwise)
+        graph = CausalGraph(
+            names, weights, known, is_compelled, otherwise, is_known if is_known.any() else None
+        )
     except KeyError as error:
         raise ValueError(f"from_json: {error} is missing, or is not the name of a node") from error
     graph.check()
@@ -172,7 +182,8 @@ def _in_words(edge: Edge) -> str:
         words += f", confidence {edge.confidence:.0%}"
     if edge.confidence_turned is not None:
         words += f" ({edge.confidence_turned:.0%} turned)"
-    return f"{words}, oriented by {'' if edge.oriented_by == 'nothing' else 'the '}{edge.oriented_by}"
+    is_one = edge.oriented_by in ("equivalence class", "assumption")
+    return f"{words}, oriented by {'the ' if is_one else ''}{edge.oriented_by}"
 
 
 def _quoted(text: str, *, is_label: bool = False) -> str:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-OrientedBy = Literal["equivalence class", "assumption", "nothing"]
+OrientedBy = Literal["equivalence class", "knowledge", "assumption", "nothing"]
 
 
 class Edge(NamedTuple):
@@ -19,8 +19,10 @@ class Edge(NamedTuple):
         confidence: Share of bootstraps with cause -> effect; None where it is not known.
         confidence_turned: Share of bootstraps with effect -> cause; None where it is not known.
         oriented_by: `"equivalence class"` where all graphs that fit the data as well have it in this
-            direction; `"assumption"` where the direction rests on the assumption about the noise or the form
-            of equations alone; `"nothing"` where the score makes none, and the other direction is as good.
+            direction; `"knowledge"` where it follows from tiers, required and forbidden edges, together with
+            those that the equivalence class directs; `"assumption"` where it rests on the assumption about
+            the noise or the form of equations alone; `"nothing"` where the score makes none, and the other
+            direction is as good.
     """
 
     cause: str
@@ -42,6 +44,8 @@ class CausalGraph(NamedTuple):
         is_compelled: Arrows row -> column that the equivalence class (CPDAG) directs. Read only where there
             is an edge.
         otherwise: What directs the other arrows.
+        is_known: Arrows row -> column that follow from what was known before; None if nothing was. The
+            equivalence class is named first where it directs them too.
     """
 
     names: tuple[str, ...]
@@ -49,6 +53,7 @@ class CausalGraph(NamedTuple):
     confidence: Float[np.ndarray, "num_nodes num_nodes"] | None
     is_compelled: Bool[np.ndarray, "num_nodes num_nodes"]
     otherwise: OrientedBy = "assumption"
+    is_known: Bool[np.ndarray, "num_nodes num_nodes"] | None = None
 
     def check(self) -> None:
         """Do nothing, or say what is wrong with the graph. Cycles are allowed.
@@ -60,7 +65,7 @@ class CausalGraph(NamedTuple):
         size = len(self.names)
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise ValueError(f"CausalGraph: names must differ; given twice or more: {repeated}")
-        for field in ("weights", "confidence", "is_compelled"):
+        for field in ("weights", "confidence", "is_compelled", "is_known"):
             matrix = getattr(self, field)
             if matrix is not None and np.shape(matrix) != (size, size):
                 raise ValueError(
@@ -97,10 +102,16 @@ class CausalGraph(NamedTuple):
                 weight=float(self.weights[row, column]),
                 confidence=_known(float(confidence[row, column])),
                 confidence_turned=_known(float(confidence[column, row])),
-                oriented_by="equivalence class" if self.is_compelled[row, column] else self.otherwise,
+                oriented_by=self._oriented_by(int(row), int(column)),
             )
             for row, column in zip(rows[order], columns[order], strict=True)
         ]
+
+    def _oriented_by(self, row: int, column: int) -> OrientedBy:
+        if self.is_compelled[row, column]:
+            return "equivalence class"
+        is_known = self.is_known is not None and self.is_known[row, column]
+        return "knowledge" if is_known else self.otherwise
 
 
 def _known(number: float) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qbs.errors import MissingExtraError
 from qbs.models.structural.export import CONFIDENCE_COLOURS, confidence_colour
-from qbs.models.structural.graph import CausalGraph, Edge
+from qbs.models.structural.graph import CausalGraph, Edge, OrientedBy
 from qbs.models.structural.simulation import causal_order
 
 if TYPE_CHECKING:
@@ -18,25 +18,27 @@ if TYPE_CHECKING:
 
 # Lengths are in points; where the picture is made smaller to fit, all of them are.
 _LONGEST = 20  # characters of a name
-_STUB = 10.0  # of an arrow, straight in front of a node; holds the head
-_PORT = 7.0  # between arrows at the same side of a node
+_STUB, _PORT = 10.0, 7.0  # the straight end of an arrow, which holds the head; between arrows at a node
 _MARGIN, _STRIP, _TITLE = 12.0, 74.0, 26.0
 _LEAST_ACROSS, _MOST_ACROSS = 430.0, 60 * 72.0
-_PAGE = 1.5  # width / height that the picture should come near to
-_MANY_EDGES = 150
-_SWEEPS = 24
+_PAGE, _MANY_EDGES, _SWEEPS = 1.5, 150, 24  # width / height that the picture should come near to
 _MOST_NAMED, _MOST_NUMBERED = 40, 14  # nodes, in the heat map
-_Chains = dict[
-    tuple[int, int], list[int]
-]  # of each edge, the places it goes through; nodes are the first places
+_Chains = dict[tuple[int, int], list[int]]  # of each edge, the places it goes through; nodes are the first
+_DIRECTIONS: dict[OrientedBy, tuple[str, tuple[float, ...]]] = {  # in words; lengths of dashes and gaps
+    "equivalence class": ("direction follows from the equivalence class", ()),
+    "knowledge": ("direction follows from what was known", (1.3, 1.7)),
+    "assumption": ("direction rests on the assumption", (5.0, 2.6)),
+    "nothing": ("direction unknown", (5.0, 2.6)),
+}
 
 
 def plot_graph(graph: CausalGraph, *, ax: "Axes | None" = None, title: str | None = None) -> "Figure":
     """Draw the graph in layers, causes before effects: rightwards, or downwards where that fits better.
 
     Arrows are coloured by confidence and as wide as the size of their weight says. Dashed ones are directed
-    by the assumption alone, those with an empty head have a negative weight. Nodes without arrows are below.
-    More than some 60 nodes or 150 edges are hard to follow in any picture; see `plot_confidence`.
+    by the assumption alone, dotted ones by what was known before; an empty head is for a negative weight.
+    Nodes without arrows are below. More than some 60 nodes or 150 edges are hard to follow in any picture;
+    see `plot_confidence`.
 
     Args:
         graph: The graph.
@@ -144,8 +146,7 @@ def _draw_edge(ax: "Axes", edge: Edge, route: np.ndarray, line: float, *, head: 
         lead = 0.42 * (end - start) * np.abs(along)  # leaves and arrives along the layers' direction
         points += [start + lead, end - lead, end]
         codes += [Path.CURVE4] * 3
-    style = "solid" if edge.oriented_by == "equivalence class" else _dashes(line)
-    curve = FancyArrowPatch(path=Path(points, codes), arrowstyle="-", linewidth=line, linestyle=style)
+    curve = FancyArrowPatch(path=Path(points, codes), arrowstyle="-", **_line(edge.oriented_by, line))
     curve.set(color=colour, fill=False, zorder=zorder, capstyle="butt")
     ax.add_artist(curve)
     corners = [tip, tip - head * along + aside, tip - head * along - aside]
@@ -153,9 +154,10 @@ def _draw_edge(ax: "Axes", edge: Edge, route: np.ndarray, line: float, *, head: 
     ax.add_artist(Polygon(corners, edgecolor=colour, facecolor=fill, linewidth=min(line, 1.0), zorder=3.5))
 
 
-def _dashes(line: float) -> Any:
-    """Return dashes of the same length for lines of any width."""
-    return (0, (5.0 / line, 2.6 / line))
+def _line(by: OrientedBy, width: float) -> dict[str, Any]:
+    """Return the look of an arrow; dashes are of the same length for lines of any width."""
+    dashes = tuple(length / width for length in _DIRECTIONS[by][1])
+    return {"linewidth": width, "linestyle": (0, dashes) if dashes else "solid"}
 
 
 def _draw_node(ax: "Axes", label: str, centre: np.ndarray, size: np.ndarray, font: float) -> None:
@@ -178,9 +180,7 @@ def _draw_key(ax: "Axes", edges: list[Edge], corner: tuple[float, float], widest
     entries: list[tuple[str, bool, dict[str, Any]]] = [
         ("positive weight", True in signs, {"marker": ">"}),
         ("negative weight", False in signs, {"marker": ">", "markerfacecolor": "white"}),
-        ("direction follows from the equivalence class", "equivalence class" in by, {}),
-        ("direction rests on the assumption", "assumption" in by, {"linestyle": _dashes(line)}),
-        ("direction unknown", "nothing" in by, {"linestyle": _dashes(line)}),
+        *((label, which in by, _line(which, line)) for which, (label, _) in _DIRECTIONS.items()),
         (width, True, {"linewidth": widest}),
     ]
     basic: dict[str, Any] = {"color": "#333c4a", "linewidth": line, "markersize": 5.5 * zoom}

@@ -313,13 +313,14 @@ class TopologicalDAG(BaseEstimator):
     def _tell(self, columns: Columns, learned: Learned, rules: Rules, confidence: np.ndarray | None) -> None:
         names, ordered = list(columns.names), learned.ordered
         is_possible = completed_graph(learned.is_edge, is_known=rules.known_arrows)
-        is_compelled = is_possible & ~is_possible.T
+        is_equivalent = completed_graph(learned.is_edge)
         self.graph_ = CausalGraph(
             columns.names,
             learned.weights,
             confidence,
-            is_compelled,
+            is_equivalent & ~is_equivalent.T,
             "nothing" if self.score == "bic" else "assumption",
+            is_possible & ~is_possible.T,
         )
         categorical = tuple(
             name for name, kind in zip(names, columns.kinds, strict=True) if kind == "categorical"
