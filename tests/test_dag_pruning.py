@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -184,11 +183,8 @@ def test_a_path_of_one_node_and_of_equal_weights():
     np.testing.assert_allclose(path.criteria, [0.0], atol=1e-12)
 
 
-@pytest.mark.serial
-def test_a_path_of_many_nodes_takes_less_than_a_second():
+def test_a_path_of_many_nodes():
     truth, covariance = simulated(100, 0)
-    start = time.process_time()
     path = threshold_path(covariance, causal_order(truth), 1000)
-    assert time.process_time() - start < 1.0
     assert len(path.thresholds) == 100 * 99 // 2 + 1
     assert compare_graphs(path.is_edge(path.best_threshold), truth).shd <= 30

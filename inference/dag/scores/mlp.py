@@ -60,9 +60,9 @@ class MLPScore:
     columns does not matter. \(\lambda \sigma^2\) is never less than a millionth of the node's variance.
 
     Output weights are computed from the others (variable projection), and L-BFGS finds these, from weights
-    that depend on the seed and the columns' own numbers alone: a fit is the same whoever else is fitted, and,
-    rounding and its consequences aside, wherever the column stands. Networks have local minima; scores of
-    another seed differ, by a few per cent where many candidates act.
+    that depend on the seed and the columns' own numbers alone: a fit is the same, to the last bit, whoever
+    else is fitted and wherever the columns stand. Networks have local minima; scores of another seed differ,
+    by a few per cent where many candidates act.
 
     All is float64, so that gradients can be made as small as a search by KKT conditions may ask; float32
     would take two thirds of the time.
@@ -118,13 +118,16 @@ class MLPScore:
         self._scales = np.where(is_constant, 1.0, scales)
         least = np.min(scales[~is_constant], initial=np.inf)
         ridges = l2 * (least / self._scales) ** 2 if np.isfinite(least) else np.zeros_like(scales)
-        self._settings = np.maximum(ridges, _LEAST_RIDGE), float(tolerance), int(max_steps)
         standardized = ((self._values - self._means) / self._scales).T
         names = [zlib.crc32(np.sort(column).tobytes()) for column in self._values.T]
+        # Networks see the columns in an order of their numbers: sums round in the same way then.
+        self._seen = np.argsort(names, kind="stable")
+        self._settings = np.maximum(ridges, _LEAST_RIDGE)[self._seen], float(tolerance), int(max_steps)
+        firsts = [np.random.default_rng([seed, names[at]]).normal(size=num_hidden) for at in self._seen]
         with jax.enable_x64(True):
-            self._inputs = jnp.asarray(standardized)
+            self._inputs = jnp.asarray(standardized[self._seen])
             self._start = (
-                jnp.asarray([np.random.default_rng([seed, name]).normal(size=num_hidden) for name in names]),
+                jnp.asarray(firsts),
                 jnp.asarray(np.random.default_rng(seed).normal(size=num_hidden)),
             )
         self._known: dict[tuple[int, bytes], _Networks] = {}
@@ -241,7 +244,7 @@ class MLPScore:
         names = [(int(node), mask.tobytes()) for node, mask in zip(nodes, candidates, strict=True)]
         new = {name: at for at, name in enumerate(names) if name not in self._known}
         at = np.array(list(new.values()), int)
-        keys = list(new)
+        keys, places = list(new), np.argsort(self._seen)
         for start in range(0, len(at), _BATCH):
             rows = at[start : start + _BATCH]
             padded = np.pad(rows, (0, _BATCH - len(rows)), mode="edge")
@@ -249,13 +252,14 @@ class MLPScore:
                 found = _fit_batch(
                     self._inputs,
                     self._start,
-                    nodes[padded],
-                    candidates[padded],
+                    places[nodes[padded]],
+                    candidates[padded][:, self._seen],
                     np.arange(_BATCH) < len(rows),
                     *self._settings,
                     num_together=None if jax.default_backend() == "cpu" else _BATCH,
                 )
             found = jax.tree.map(np.asarray, found)
+            found = found._replace(first=found.first[:, places], gradients=found.gradients[:, places])
             for place, key in enumerate(keys[start : start + _BATCH]):
                 self._known[key] = jax.tree.map(lambda array, place=place: array[place], found)
         return jax.tree.map(lambda *arrays: np.stack(arrays), *[self._known[name] for name in names])
