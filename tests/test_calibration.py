@@ -206,6 +206,7 @@ GROUPS = mcmc.cycle(mcmc.on_sites(mcmc.Slice(num_warmup=300), ["gap"]), mcmc.Gib
 NUTS = mcmc.NUTS(num_chains=4, num_warmup=300, num_draws=500)
 WALK = mcmc.RandomWalk(0.5, num_warmup=300)
 DYNESTY = nested.Dynesty(num_live=60, dlogz=0.1)
+NESTED = nested.Slice(num_live=60, dlogz=0.1)
 TEMPERED = smc.Tempered(num_particles=256, num_islands=4)
 WASTE_FREE = smc.Tempered(num_particles=1024, num_islands=2, chain_length=32)
 MOVE = smc.ResampleMove(num_particles=256, num_islands=4)
@@ -233,6 +234,9 @@ CASES = {
     "Dynesty, normal": (NORMAL, DYNESTY),
     "Dynesty, regression": (REGRESSION, DYNESTY),
     "Dynesty, counts": (COUNTS, DYNESTY),
+    "nested Slice, normal": (NORMAL, NESTED),
+    "nested Slice, regression": (REGRESSION, NESTED),
+    "nested Slice, counts": (COUNTS, NESTED),
     "Tempered, normal": (NORMAL, TEMPERED),
     "Tempered, schools": (SCHOOLS, TEMPERED),
     "Tempered, counts": (COUNTS, TEMPERED),
