@@ -68,6 +68,18 @@ class Saved(NamedTuple):
         return {n.removeprefix(prefix): v for n, v in self.arrays.items() if n.startswith(prefix)}
 
 
+def call_files(path: Path) -> tuple[Path, Path]:
+    """Return the log of likelihood calls beside a checkpoint, and the text file of those that failed."""
+    return path.with_name(f"{path.name}.calls"), path.with_name(f"{path.name}.failures")
+
+
+def discard(path: str | Path) -> None:
+    """Delete a checkpoint and what lies beside it, as far as it is there."""
+    path = Path(path)
+    for file in (path, *call_files(path)):
+        file.unlink(missing_ok=True)
+
+
 class Keeper:
     """Keeps the sections of a run in its file, and finds those of the run that was stopped.
 
@@ -89,6 +101,7 @@ class Keeper:
         self._last, self._took = time.monotonic(), 0.0
         self._moved: str | None = None
         self._failure: str | None = None
+        self._beside: list[Callable[[], list[str]]] = []
         if self._path is None:
             return
         if not self._path.parent.is_dir():
@@ -100,24 +113,47 @@ class Keeper:
 
     def _read(self, path: Path) -> None:
         header, arrays = archive.read(path, _KIND)
-        found = dict(_differences(header["identity"], self._identity))
+        if found := self.compare(path, header["identity"]):
+            self._moved = (
+                f"The run was stopped and went on elsewhere ({'; '.join(found)}): the numbers are valid, and "
+                "not those of a run in one go."
+            )
+        for name, facts in header["sections"].items():
+            self._sections[name] = Saved(facts, Saved({}, arrays).group(f"{name}/"))
+
+    def compare(self, path: Path, identity: Mapping[str, Any]) -> list[str]:
+        """Return where the run of a file differs from this one, in what may differ.
+
+        Raises:
+            CheckpointError: If it differs in what may not.
+        """
+        found = dict(_differences(identity, self._identity))
         if blocking := [name for name in found if _root(name) not in _MAY_DIFFER]:
             raise CheckpointError(
                 f"{path} is of another run: {_told({name: found[name] for name in blocking})}. Name another "
                 "file, or delete this one to start anew"
             )
-        if found:
-            self._moved = (
-                f"The run was stopped and went on elsewhere ({'; '.join(found.values())}): the numbers are "
-                "valid, and not those of a run in one go."
-            )
-        for name, facts in header["sections"].items():
-            self._sections[name] = Saved(facts, Saved({}, arrays).group(f"{name}/"))
+        return list(found.values())
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if there is one."""
+        return self._path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return self._identity
+
+    def attach(self, problems: Callable[[], list[str]]) -> None:
+        """Let a file beside this one say what a reader of the result must know."""
+        self._beside.append(problems)
 
     @property
     def problems(self) -> list[str]:
         """What a reader of the result must know."""
-        return [text for text in (self._moved, self._failure) if text is not None]
+        own = [text for text in (self._moved, self._failure) if text is not None]
+        return own + [text for beside in self._beside for text in beside()]
 
     @property
     def promise(self) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from qbs.errors import ModelError
 from qbs.inference.binding import REUSED
+from qbs.inference.calls import Caller, Calls, as_calls
 from qbs.inference.checkpoint import LOG_PROBS, Checkpoint, Keeper
 from qbs.inference.mcmc.nuts import NUTS
 from qbs.inference.method import Method
@@ -40,6 +41,7 @@ def fit(
     precision: Precision | None = None,
     progress: bool | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    executor: Any = None,
 ) -> Posterior:
     """Fit a model to data: draws from its posterior, and its evidence where the method gives one.
 
@@ -64,7 +66,11 @@ def fit(
         progress: Whether to show progress; by default on a terminal or in a notebook.
         checkpoint: A file that keeps the state of the run, every half minute or as a `qbs.Checkpoint` says.
             Where it exists, the run goes on from it, to the numbers of a run in one go; a run that is done
-            is returned at once. Nothing is kept by default.
+            is returned at once. Nothing is kept by default. The calls of a likelihood in plain Python are
+            logged beside it, in `NAME.calls`, each as it is made; see `qbs.inference.nested.read_calls`.
+        executor: Who calls a likelihood in plain Python: a number of worker processes, an executor such as a
+            `concurrent.futures.ProcessPoolExecutor`, or `qbs.Calls` to say more. By default this process, one
+            call after another. The result does not depend on it.
 
     Returns:
         The posterior. Read its `problems` before trusting it. Interrupted by Ctrl-C, the draws so far,
@@ -72,13 +78,15 @@ def fit(
 
     Raises:
         ModelError: If the model cannot be run, has no latent sites, uses a name twice, or does not suit
-            the method (the message names the site).
-        LikelihoodError: If the log density is NaN or `+inf`, or `-inf` wherever it was tried, or the
-            likelihood raises or does not return one number.
+            the method (the message names the site); or if there is an executor for a compiled likelihood.
+        LikelihoodError: If a compiled log density is NaN or `+inf`; if it is `-inf` wherever it was tried; if
+            a likelihood in plain Python fails at first, or at more calls than `qbs.Calls` allows.
+        ExecutorError: If workers cannot be given the likelihood, do not start, or are gone.
         CheckpointError: If the checkpoint is of another run (the message says what differs) or damaged.
-        TypeError: If `key` or `method` is something else.
+        TypeError: If `key`, `method` or `executor` is something else.
     """
     _require_key(key)
+    calls = as_calls(executor)
     if method is None:
         with precision_context(precision):
             method = _choose(pose(model, data, model_kwargs, name=name))
@@ -87,11 +95,17 @@ def fit(
     chosen = precision or type(method).precision
     with precision_context(chosen), stopwatch() as watch:
         problem = pose(model, data, model_kwargs, name=name)
+        if executor is not None:
+            _require_black_box(problem)
         record = provenance(method, problem.name, key, problem.bound.arrays)
         record["program_sha256"] = problem.bound.digest
         record["precision"] = str(jnp.result_type(float))
         title = f"{problem.name} {type(method).__name__}"
-        with ProgressLine(title, show=progress) as line, _mixed_precision_explained():
+        with (
+            ProgressLine(title, show=progress) as line,
+            _mixed_precision_explained(),
+            _with_caller(problem, calls, line) as problem,
+        ):
             keeper = _keeper(checkpoint, problem, method, record)
             try:
                 posterior = method.run(problem, key, line, keeper)
@@ -100,6 +114,9 @@ def fit(
                     raise
                 said = str(interrupt) or f"{title} was interrupted: nothing to return"
                 raise KeyboardInterrupt(f"{said}.{keeper.promise}") from None
+    if problem.caller is not None:
+        posterior.problems.extend(problem.caller.failures.problems)
+        record |= problem.caller.record
     posterior.problems.extend(keeper.problems)
     if problem.is_prior:
         posterior.problems.append(_NOTHING_OBSERVED)
@@ -136,6 +153,25 @@ def _keeper(
     identity[LOG_PROBS] = {name: [float(found[name]) for found in log_probs] for name in log_probs[0]}
     identity[LOG_PROBS]["log_likelihood"] = problem.probe
     return Keeper(checkpoint, identity)
+
+
+@contextlib.contextmanager
+def _with_caller(problem: Problem, calls: Calls, line: ProgressLine) -> Iterator[Problem]:
+    """Give a black box what makes its calls, and end the workers with the body."""
+    if problem.black_box is None:
+        yield problem
+        return
+    with Caller(problem.black_box, calls, line) as caller:
+        yield dataclasses.replace(problem, caller=caller)
+
+
+def _require_black_box(problem: Problem) -> None:
+    if problem.black_box is None:
+        raise ModelError(
+            f"executor= serves likelihoods in plain Python; that of {problem.name!r} is written in JAX, "
+            "compiled, and evaluated in batches: it needs none. (qbs.Target(..., in_jax=False) has it called "
+            "point by point.)"
+        )
 
 
 @contextlib.contextmanager

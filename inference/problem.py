@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qbs.captured import own_constants
 from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.binding import BoundModel, bind, require_latents
+from qbs.inference.black_box import BlackBox
+from qbs.inference.black_box import describe as describe
+from qbs.inference.calls import Caller
 from qbs.inference.sites import Site, walk
-from qbs.inference.target import Target, require_scalar
+from qbs.inference.target import Target
 
 T = TypeVar("T")
+_NUM_PROBES = 4  # a likelihood may fail at one draw from the priors and still be of use
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +30,15 @@ class Problem:
         bound: The model with its data; for a black box, its priors alone.
         black_box: Log likelihood of one dictionary of NumPy values, or `None` where the bound model
             contains the likelihood.
+        caller: Makes the calls of a black box; in this process where it is `None`.
         derive: Derived quantities of one dictionary of NumPy values, for a black box.
         is_prior: Whether nothing in the model is observed.
         probe: Log likelihood of a black box at one draw from the priors.
     """
 
     bound: BoundModel
-    black_box: Callable[[dict[str, Any]], float] | None = None
+    black_box: BlackBox | None = None
+    caller: Caller | None = None
     derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     is_prior: bool = False
     probe: float | None = None
@@ -68,7 +75,8 @@ def pose(model: Any, data: tuple, kwargs: Mapping[str, Any] | None = None, *, na
     Raises:
         ModelError: If the model cannot be run, has no latent sites, or uses a name twice; or if a
             target's function of derived quantities raises or returns no dictionary.
-        LikelihoodError: If a target's log likelihood raises, or does not return one number.
+        LikelihoodError: If a target's log likelihood in plain Python raises, or does not return one number,
+            at each of four draws from the priors.
     """
     if isinstance(model, Target):
         return _pose_target(model, data, name or model.name)
@@ -83,36 +91,43 @@ def _pose_target(target: Target, data: tuple, name: str) -> Problem:
         log_likelihood=own_constants(target.log_likelihood),
         derived=own_constants(target.derived) if target.derived else None,
     )
+    if target.in_jax is False:
+        return _as_black_box(target, data, name)
     try:
         bound = bind(own.as_model, data, name=name, identity=target)
     except ModelError:
+        if target.in_jax:
+            raise
         return _as_black_box(target, data, name)  # calls it on numbers, and reports the error if there is one
     return Problem(bound)
 
 
 def _as_black_box(target: Target, data: tuple, name: str) -> Problem:
     bound = bind(target.sample_priors, data, name=name, identity=target)
-    draw = walk(bound.program, bound.arrays, jax.random.key(0), {}).trace
-    first = {name: np.asarray(draw[name])[()] for name in bound.latent}
-
-    def log_likelihood(parameters: dict[str, Any]) -> float:
-        try:
-            result = target.log_likelihood(parameters, *data)
-            value = np.asarray(result, dtype=np.float64)
-        except Exception as error:
-            raise LikelihoodError(
-                f"log_likelihood of {target.name!r} raised {type(error).__name__}: {error}; the parameters "
-                f"were {describe(parameters)}"
-            ) from error
-        if result is None:
-            raise LikelihoodError(f"log_likelihood of {target.name!r} returned None: its return is missing")
-        require_scalar(value.shape, target.name)
-        return float(value)
-
-    probe = log_likelihood(first)
+    is_float64 = jnp.result_type(float) == jnp.float64
+    black_box = BlackBox(target.log_likelihood, data, target.name, is_float64)
+    parameters, probe = _probed(bound, black_box)
     if target.derived is not None:
-        _check_derived(target, target.derived, first)
-    return Problem(bound, log_likelihood, target.derived, probe=probe)
+        _check_derived(target, target.derived, parameters)
+    return Problem(bound, black_box, derive=target.derived, probe=probe)
+
+
+def _probed(bound: BoundModel, black_box: BlackBox) -> tuple[dict[str, Any], float]:
+    """Call a black box once, at the first of a few draws from the priors where it does not fail.
+
+    Raises:
+        LikelihoodError: If it fails at all of them, with what it said at the first.
+    """
+    first: LikelihoodError | None = None
+    for seed in range(_NUM_PROBES):
+        draw = walk(bound.program, bound.arrays, jax.random.key(seed), {}).trace
+        parameters = {name: np.asarray(draw[name])[()] for name in bound.latent}
+        try:
+            return parameters, black_box(parameters)
+        except LikelihoodError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[str, Any]) -> None:
@@ -126,16 +141,6 @@ def _check_derived(target: Target, derive: Callable[..., Any], parameters: dict[
         ) from error
     if twice := sorted(names & set(target.priors)):
         raise ModelError(f"derived of {target.name!r} returns {twice}, which are names of parameters")
-
-
-def describe(parameters: Mapping[str, Any]) -> str:
-    """Return parameter values as a short text for messages."""
-    parts = []
-    for name, value in parameters.items():
-        array = np.asarray(value)
-        text = f"{array:.6g}" if array.ndim == 0 else np.array2string(array, precision=4, threshold=6)
-        parts.append(f"{name} = {text}")
-    return ", ".join(parts)
 
 
 def require_continuous(problem: Problem, method: str) -> None:

@@ -28,7 +28,9 @@ class ProgressLine:
         is_live = self._console.is_terminal or self._console.is_jupyter
         self._is_shown = is_live if show is None else show
         self._title = title
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._noted = time.monotonic()
+        self._shown: tuple[str, float | None, float | None] = ("", None, None)
+        self._note = ""
         self._progress: Progress | None = None
         if self._is_shown and is_live:
             columns = (
@@ -55,8 +57,11 @@ class ProgressLine:
     @property
     def is_due(self) -> bool:
         """Whether an update would be shown now; ask before work that only serves the display."""
-        interval = _LIVE_INTERVAL if self._progress is not None else _PLAIN_INTERVAL
-        return self._is_shown and time.monotonic() - self._last >= interval
+        return self._is_shown and time.monotonic() - self._last >= self._interval
+
+    @property
+    def _interval(self) -> float:
+        return _LIVE_INTERVAL if self._progress is not None else _PLAIN_INTERVAL
 
     def update(self, status: str, fraction: float | None = None, remaining: float | None = None) -> None:
         """Show a status and the time that is left.
@@ -69,16 +74,33 @@ class ProgressLine:
         if not self.is_due:
             return
         self._last = time.monotonic()
+        self._shown = status, fraction, remaining
+        self._show(status, fraction, remaining)
+
+    def note(self, text: str) -> None:
+        """Show some words after each status; at once where no status has come for a while.
+
+        Args:
+            text: What goes on between two updates, such as a slow call.
+        """
+        self._note = text
+        now = time.monotonic()
+        if text and self._is_shown and now - max(self._last, self._noted) >= 2 * self._interval:
+            self._noted = now
+            self._show(*self._shown)
+
+    def _show(self, status: str, fraction: float | None, remaining: float | None) -> None:
+        status = ", ".join(part for part in (status, self._note) if part)
+        elapsed = time.monotonic() - self._start
         if remaining is None and fraction:
-            remaining = (self._last - self._start) * (1 - fraction) / fraction
+            remaining = elapsed * (1 - fraction) / fraction
         eta = "ETA --:--" if remaining is None or remaining == math.inf else f"ETA {_clock(remaining)}"
         if self._progress is not None:
             self._progress.update(
                 self._task, total=1.0 if fraction else None, completed=fraction or 0.0, status=status, eta=eta
             )
         else:
-            elapsed = _clock(self._last - self._start)
-            print(f"{self._title}: {status}, {elapsed} elapsed, {eta}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {status}, {_clock(elapsed)} elapsed, {eta}", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

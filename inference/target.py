@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from qbs.errors import LikelihoodError, ModelError
+from qbs.inference.black_box import not_scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,16 @@ class Target:
     Attributes:
         log_likelihood: Called as `log_likelihood(parameters, *data)`, where `parameters` is a dictionary
             from name to value and `data` is what is passed to `qbs.fit` after the target. Returns one
-            number, in nats; `-inf` means impossible, NaN is an error.
+            number, in nats; `-inf` means impossible. NaN is an error where the function is compiled, and a
+            failed call where it is not; see `qbs.Calls`.
         priors: A NumPyro distribution for each parameter, independent of one another. For dependent
             priors write a NumPyro model.
         derived: Called as `derived(parameters)`; returns a dictionary of further quantities, which are
             reported with the posterior and do not enter the fit.
         name: What tables and messages call the problem; the function's name by default.
+        in_jax: Whether the function is written in JAX: `True` raises what keeps JAX from tracing it, `False`
+            calls it point by point although JAX could trace it, as where it waits or writes; by default qbs
+            finds out.
 
     Raises:
         ModelError: If there is no prior, or one is not a NumPyro distribution.
@@ -46,6 +51,7 @@ class Target:
     priors: Mapping[str, dist.Distribution]
     derived: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     name: str = field(default="")
+    in_jax: bool | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.log_likelihood):
@@ -80,7 +86,4 @@ class Target:
 def require_scalar(shape: tuple[int, ...], name: str) -> None:
     """Raise `LikelihoodError` unless a log likelihood is one number."""
     if shape != ():
-        raise LikelihoodError(
-            f"log_likelihood of {name!r} must return one number; it returned an array of shape {shape}: "
-            "sum over the data"
-        )
+        raise LikelihoodError(f"log_likelihood of {name!r} {not_scalar(shape)}")

@@ -14,6 +14,7 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Calls",
     "Checkpoint",
     "Particles",
     "Posterior",
@@ -44,6 +45,7 @@ __all__ = [
     "reify",
     "rejuvenate",
     "render",
+    "reweight",
     "run",
     "sample",
     "score",
@@ -59,12 +61,14 @@ if TYPE_CHECKING:
     from qbs import validate as validate
     from qbs.effects import sample as sample
     from qbs.effects import score as score
+    from qbs.inference.calls import Calls as Calls
     from qbs.inference.checkpoint import Checkpoint as Checkpoint
     from qbs.inference.fitting import fit as fit
     from qbs.inference.results.comparison import compare as compare
     from qbs.inference.results.pointwise import log_likelihood as log_likelihood
     from qbs.inference.results.pointwise import loo as loo
     from qbs.inference.results.posterior import Posterior as Posterior
+    from qbs.inference.results.reweighting import reweight as reweight
     from qbs.inference.results.storage import load as load
     from qbs.inference.target import Target as Target
     from qbs.inference.transform.composition import bind as bind
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
 else:
     # Public name -> the module that defines it; a submodule stands for itself.
     _HOMES = {
+        "Calls": "qbs.inference.calls",
         "Checkpoint": "qbs.inference.checkpoint",
         "Particles": "qbs.inference.transform.population",
         "Posterior": "qbs.inference.results.posterior",
@@ -117,6 +122,7 @@ else:
         "reify": "qbs.program",
         "rejuvenate": "qbs.inference.transform.rejuvenation",
         "render": "qbs.semantics.render",
+        "reweight": "qbs.inference.results.reweighting",
         "run": "qbs.semantics.run",
         "sample": "qbs.effects",
         "score": "qbs.effects",

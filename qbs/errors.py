@@ -29,6 +29,10 @@ class CheckpointError(QbsError, ValueError):
     """A checkpoint is damaged, or is of another run; the message says what differs."""
 
 
+class ExecutorError(QbsError, RuntimeError):
+    """Workers cannot be given the likelihood, do not start, hang, or are gone; the message says which."""
+
+
 class MissingExtraError(QbsError, ImportError):
     """An optional dependency is not installed; the message gives the command that installs it."""
 

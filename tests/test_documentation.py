@@ -19,6 +19,7 @@ PAGES = [
     pytest.param("docs/guides/state_space.md", marks=pytest.mark.slow),
     pytest.param("docs/guides/unknown_dimension.md", marks=pytest.mark.slow),
     "docs/guides/long_runs.md",
+    "docs/guides/slow_likelihoods.md",
     "docs/guides/learn_a_dag.md",
     "docs/architecture.md",
     "docs/methods/chains.md",

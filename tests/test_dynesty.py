@@ -301,7 +301,7 @@ def _raises_somewhere(p):
     ("log_likelihood", "words"),
     [
         (_raises_somewhere, "RuntimeError: the solver diverged; the parameters were x = 0."),
-        (lambda p: math.nan if float(p["x"]) > 0.9 else 0.0, "is nan at x = 0.9"),
+        (lambda p: math.nan if float(p["x"]) > 0.5 else 0.0, "it returned nan; the parameters were x = 0."),
         (lambda p: float("-inf") * (1 + float(p["x"])), "-inf at all of"),
         (lambda p: np.zeros(3) + float(p["x"]), r"array of shape \(3,\)"),
         (lambda p: p["y"], "KeyError: 'y'"),

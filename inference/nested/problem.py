@@ -1,5 +1,7 @@
 """A problem as nested sampling sees it: batches of unit-cube points in, log likelihoods out."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -8,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from qbs.errors import LikelihoodError
+from qbs.errors import ExecutorError, LikelihoodError
 from qbs.inference.binding import BoundModel
+from qbs.inference.black_box import Outcome
+from qbs.inference.calls import Caller
 from qbs.inference.checkpoint import Keeper
+from qbs.inference.nested.call_file import Layout
 from qbs.inference.nested.call_log import CallLog
+from qbs.inference.nested.journal import Journal
 from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
 from qbs.inference.problem import Problem, describe, nonfinite_data
 
@@ -19,35 +25,77 @@ _CHUNK = 1024  # points whose values are computed in one call
 
 
 class CubeProblem:
-    """Evaluates a problem on points of the unit cube, counts the calls and refuses NaN.
+    """Evaluates a problem on points of the unit cube, and counts the calls.
+
+    A compiled likelihood that is NaN or `+inf` is an error. Calls of one in plain Python that fail give
+    `-inf`, and are told in the result; see `qbs.Calls`.
 
     Attributes:
         dim: Dimension of the unit cube.
-        num_calls: Log likelihoods computed so far.
+        num_calls: Log likelihoods computed so far, those found in the log of a stopped run included.
         num_finite: How many of them were finite.
-        calls: The log of the calls.
-        is_compiled: Whether a batch is one compiled call, or a Python call for each point.
+        is_compiled: Whether a batch is one compiled call, or Python calls of each point.
+
+    Args:
+        problem: The problem.
+        keeper: Where the calls are kept.
+
+    Raises:
+        ModelError: If a prior has no map from the unit cube.
+        CheckpointError: If the log of the calls is of another run, damaged or missing.
     """
 
     def __init__(self, problem: Problem, keeper: Keeper):
-        self._problem, self.calls = problem, CallLog(keeper)
+        self._problem = problem
         self._cube = unit_cube(problem.bound)
         self.dim = self._cube.dim
         self.num_calls = self.num_finite = 0
         self.is_compiled = problem.black_box is None
+        self.calls: CallLog | _PythonCalls
+        if problem.black_box is None:
+            self.calls = CallLog(keeper)
+        else:
+            layout = Layout(self.dim, tuple((name, site.shape) for name, site in problem.latent.items()))
+            caller = problem.caller or Caller(problem.black_box)
+            self.calls = _PythonCalls(caller, Journal(keeper, layout), self._python_parameters)
+
+    @property
+    def num_new_calls(self) -> int:
+        """How many log likelihoods were computed in this process, or by its workers."""
+        return self.calls.num_new
 
     def log_likelihood(self, points: np.ndarray) -> np.ndarray:
         """Return log likelihoods, shape (n,), of points of shape (n, dim).
 
+        Python calls are all handed to the executor at once, and kept as they come back.
+
         Raises:
-            LikelihoodError: If one of them is NaN or `+inf`; the message gives the parameters.
+            LikelihoodError: If a compiled one is NaN or `+inf`, with the parameters; or if too many Python
+                calls failed.
+            ExecutorError: If the workers cannot go on.
+            CheckpointError: If a compiled run that goes on asks for other points than before.
+            ValueError: If the points have another shape.
         """
-        if self.is_compiled:
+        points = np.ascontiguousarray(points, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != self.dim:
+            raise ValueError(f"points must have shape (n, {self.dim}), not {points.shape}")
+        if isinstance(self.calls, CallLog):
             values = self.calls.call(self._compiled, points)
-        else:  # kept one by one: a call may take minutes
-            values = np.concatenate([self.calls.call(self._black_box, point[None]) for point in points])
-        self.num_calls += len(points)
+            self._count(values)
+            self._require_valid(values, points)
+            return values
+        found = np.full(len(points), np.nan)
+        try:
+            self.calls.fill(found, points, self.num_calls)
+        finally:
+            self._count(found[~np.isnan(found)])  # an interrupt leaves some
+        return found
+
+    def _count(self, values: np.ndarray) -> None:
+        self.num_calls += len(values)
         self.num_finite += int(np.sum(np.isfinite(values)))
+
+    def _require_valid(self, values: np.ndarray, points: np.ndarray) -> None:
         invalid = np.flatnonzero(np.isnan(values) | np.isposinf(values))
         if invalid.size:
             parameters = self.parameters(points[invalid[:1]])[0]
@@ -55,13 +103,9 @@ class CubeProblem:
                 f"the log likelihood of {self._problem.name!r} is {values[invalid[0]]} at "
                 f"{describe(parameters)}: return -jnp.inf where parameters are impossible, and mend the rest"
             )
-        return values
 
     def _compiled(self, points: np.ndarray) -> np.ndarray:
         return np.asarray(_batch_log_likelihood(self._problem.bound, self._cube, points))
-
-    def _black_box(self, points: np.ndarray) -> np.ndarray:
-        return np.array([self._call_black_box(point) for point in points], dtype=np.float64)
 
     def impossible(self) -> LikelihoodError:
         """Return the error for a likelihood that is zero wherever it was tried."""
@@ -102,10 +146,67 @@ class CubeProblem:
             for name in parts[0]
         }
 
-    def _call_black_box(self, point: np.ndarray) -> float:
-        assert self._problem.black_box is not None
+    def _python_parameters(self, point: np.ndarray) -> dict[str, Any]:
         values = _values(self._problem.bound, self._cube, point)
-        return self._problem.black_box({name: np.asarray(values[name])[()] for name in self._problem.latent})
+        return {name: np.asarray(values[name])[()] for name in self._problem.latent}
+
+
+class _PythonCalls:
+    """Calls of a likelihood in plain Python: those of the stopped run from its log, and the others made.
+
+    Args:
+        caller: Makes them.
+        journal: Their log.
+        parameters: From a point of the cube to what the likelihood is called with.
+    """
+
+    def __init__(self, caller: Caller, journal: Journal, parameters: Callable[[np.ndarray], dict[str, Any]]):
+        self._caller, self._journal, self._parameters = caller, journal, parameters
+        self._num_before = caller.num_made
+
+    @property
+    def num_new(self) -> int:
+        """How many calls were made, and not found."""
+        return self._caller.num_made - self._num_before
+
+    def fill(self, values: np.ndarray, points: np.ndarray, start: int) -> None:
+        """Write log likelihoods into an array as they come in.
+
+        Args:
+            values: Where to; of shape (n,).
+            points: Points of the cube, of shape (n, dim).
+            start: The number of the first call in the order of the run.
+        """
+        left, failures = [], self._caller.failures
+        for place, point in enumerate(points):
+            outcome = self._journal.known(point)
+            if outcome is None:
+                left.append(place)
+                continue
+            values[place] = outcome.value
+            parameters = self._parameters(point) if outcome.is_failure else None
+            failures.note(start + place, parameters, outcome)
+        tasks = [self._parameters(points[place]) for place in left]
+
+        def keep(index: int, outcome: Outcome) -> None:
+            place = left[index]
+            values[place] = outcome.value
+            self._journal.add(points[place], tasks[index], outcome)
+
+        try:
+            failures.check()
+            if tasks:
+                self._caller.make(tasks, [start + place for place in left], keep)
+        except (LikelihoodError, ExecutorError) as error:
+            if not self._journal.promise:
+                raise
+            raise type(error)(f"{error}.{self._journal.promise}") from error.__cause__
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Have the disk take all calls as the body ends, also by an error or an interrupt."""
+        with self._journal.kept():
+            yield
 
 
 @jax.jit

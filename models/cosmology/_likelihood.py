@@ -1,6 +1,7 @@
 """What every data set offers: prediction, chi2 and log likelihood, guarded against impossible cosmologies."""
 
 import abc
+import dataclasses
 import os
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from qbs.models.cosmology.background import Cosmology, sound_horizon
+from qbs.models.cosmology.expansion import cold_density
 
 DataPath = str | os.PathLike[str] | None
 
@@ -94,7 +96,7 @@ class Likelihood(eqx.Module):
         horizon = resolve_sound_horizon(cosmology, sound_horizon)
         is_physical = self._is_physical(cosmology, horizon)
         # The double where: what is differentiated never sees the bad values.
-        cosmology = jax.tree.map(lambda x, safe: jnp.where(is_physical, x, safe), cosmology, _FIDUCIAL)
+        cosmology = jax.tree.map(lambda x, safe: jnp.where(is_physical, x, safe), cosmology, _safe(cosmology))
         value = self._chi2(cosmology, jnp.where(is_physical, horizon, 147.05))
         return jnp.where(is_physical & jnp.isfinite(value), value, jnp.inf)
 
@@ -113,6 +115,24 @@ class Likelihood(eqx.Module):
         return -0.5 * self.chi2(cosmology, sound_horizon)
 
 
+def _safe(cosmology: Cosmology) -> Cosmology:
+    """Return a possible cosmology with neutrinos as in the given one."""
+    mnu = None if cosmology.mnu is None else 0.06
+    return dataclasses.replace(_FIDUCIAL, mnu=mnu, num_massive=cosmology.num_massive)
+
+
 def resolve_sound_horizon(cosmology: Cosmology, given: ArrayLike | None) -> Array:
     """Return the given r_d [Mpc], or the fitting formula's when it is None."""
-    return sound_horizon(cosmology.Om, cosmology.h, cosmology.Obh2) if given is None else jnp.asarray(given)
+    if given is not None:
+        return jnp.asarray(given)
+    return sound_horizon(cold_density(cosmology), cosmology.h, cosmology.Obh2)
+
+
+def whitening(covariance: np.ndarray) -> np.ndarray:
+    """Return W with W^T W the inverse of the covariance."""
+    return np.linalg.inv(np.linalg.cholesky(covariance))
+
+
+def is_positive(x: ArrayLike) -> Bool[Array, ""]:
+    """Return whether a number is positive and finite."""
+    return (jnp.asarray(x) > 0) & (jnp.asarray(x) < jnp.inf)

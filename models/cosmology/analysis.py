@@ -11,9 +11,11 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
+from qbs.models.cosmology import derived as derived_parameters
 from qbs.models.cosmology.background import Cosmology, sound_horizon
+from qbs.models.cosmology.expansion import cold_density
 from qbs.models.cosmology.likelihoods import DATA_SETS, DataPath, Likelihood
-from qbs.models.cosmology.parameters import MODELS, PARAMETERS
+from qbs.models.cosmology.parameters import MODELS, OPTIONAL, PARAMETERS
 
 SOUND_HORIZONS = ("formula", "free")
 """How the sound horizon is set: from Om, h and Obh2, or as the free parameter hrd."""
@@ -27,8 +29,9 @@ class Analysis:
     """A model, data sets and priors, ready to be sampled.
 
     The sampled parameters are Om, the model's own, and those that the data need: h for `cc` and `h0`, Obh2
-    for `bbn`; for `desi_dr2`, h and Obh2 when the sound horizon is the formula, hrd when it is free. Where
-    nothing needs h, the radiation density takes `FIDUCIAL_H`, unless `priors` gives h.
+    for `bbn`, both for the CMB, sigma8 for `fsigma8`; for BAO, h and Obh2 when the sound horizon is the
+    formula, hrd when it is free. Where nothing needs h, the radiation density takes `FIDUCIAL_H`, unless
+    `priors` gives h. Neutrinos have no mass unless `priors` gives mnu, fixed or sampled.
 
     All methods are plain JAX in the ambient precision; `qbs.fit` for evidence runs them in float64. An
     analysis is equal to itself only, so it can be hashed. Building one is cheap: tables are read once.
@@ -76,10 +79,10 @@ class Analysis:
         overrides = dict(priors or {})
         for name in overrides:
             _check_name("parameter in priors", name, PARAMETERS)
-            if name not in used | {"h"}:  # h always enters, through radiation
+            if name not in used.union(OPTIONAL):
                 raise ValueError(
                     f"priors: {name} is not a parameter of model {model} with data {list(data)} and "
-                    f"sound_horizon {sound_horizon!r}; accepted: {', '.join(_in_order(used | {'h'}))}"
+                    f"sound_horizon {sound_horizon!r}; accepted: {', '.join(_in_order(used.union(OPTIONAL)))}"
                 )
         used |= overrides.keys()
         resolved = {
@@ -100,7 +103,7 @@ class Analysis:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of the sampled parameters, in the order Om, Obh2, h, hrd, w, wa, Ok."""
+        """The names of the sampled parameters, in the order of `PARAMETERS`."""
         return tuple(self.priors)
 
     def prior_range(self, name: str) -> tuple[float | None, float | None]:
@@ -121,9 +124,9 @@ class Analysis:
         Raises:
             ValueError: If a parameter is missing.
         """
-        values = self._values(params)
+        values: dict[str, Any] = {"h": FIDUCIAL_H, **self._values(params)}
         values.pop("hrd", None)
-        return Cosmology(**{"h": FIDUCIAL_H, **values})
+        return Cosmology(**values)
 
     def chi2(self, params: Mapping[str, ArrayLike]) -> dict[str, Float[Array, ""]]:
         """Return chi squared of each data set.
@@ -161,14 +164,16 @@ class Analysis:
             params: A scalar for each of `parameters`; other names are ignored.
 
         Returns:
-            H0 [km/s/Mpc] if h is sampled or given; rd [Mpc] if h and what sets the sound horizon are; hrd
-            [Mpc] if rd is and hrd is not itself a parameter.
+            H0 [km/s/Mpc] and age [Gyr] if h is sampled or given; rd [Mpc] if h and what sets the sound
+            horizon are; hrd [Mpc] if rd is and hrd is not itself a parameter; S8 if sigma8 is sampled or
+            given; always Ode, q0 and z_transition. The module `derived` has their definitions. The age is
+            NaN if the universe had no beginning.
 
         Raises:
             ValueError: If a parameter is missing.
         """
         values = self._values(params)
-        horizon = self.rd(params)
+        cosmology, horizon = self.cosmology(params), self.rd(params)
         derived = {}
         if "h" in values:
             derived["H0"] = jnp.asarray(100.0 * values["h"])
@@ -176,6 +181,13 @@ class Analysis:
             derived["rd"] = horizon
             if "hrd" not in values:
                 derived["hrd"] = jnp.asarray(values["h"] * horizon)
+        if "h" in values:
+            derived["age"] = derived_parameters.age(cosmology)
+        derived["Ode"] = derived_parameters.dark_energy_density(cosmology)
+        derived["q0"] = derived_parameters.deceleration(cosmology)
+        derived["z_transition"] = derived_parameters.transition_redshift(cosmology)
+        if "sigma8" in values:
+            derived["S8"] = jnp.asarray(values["sigma8"] * jnp.sqrt(jnp.asarray(values["Om"]) / 0.3))
         return derived
 
     def numpyro_model(self) -> None:
@@ -208,7 +220,7 @@ class Analysis:
         if "hrd" in values:
             return jnp.asarray(values["hrd"] / values.get("h", FIDUCIAL_H))
         if self.sound_horizon == "formula" and {"h", "Obh2"} <= values.keys():
-            return sound_horizon(values["Om"], values["h"], values["Obh2"])
+            return sound_horizon(cold_density(self.cosmology(params)), values["h"], values["Obh2"])
         return None
 
 

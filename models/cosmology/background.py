@@ -11,80 +11,18 @@ import numpy as np
 from equinox import Module
 from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
+from qbs.models.cosmology.expansion import RADIATION_DENSITY as RADIATION_DENSITY
+from qbs.models.cosmology.expansion import SPEED_OF_LIGHT as SPEED_OF_LIGHT
+from qbs.models.cosmology.expansion import Cosmology as Cosmology
+from qbs.models.cosmology.expansion import ambient_array as ambient_array
+from qbs.models.cosmology.expansion import expansion_squared, sqrt_or_nan
 from qbs.precision import in_float64
-
-SPEED_OF_LIGHT = 299792.458
-"""Speed of light [km/s]."""
-
-RADIATION_DENSITY = 4.184e-5
-"""Omega_r h^2: photons at 2.7255 K and 3.046 species of massless neutrinos."""
 
 _NUM_QUADRATURE = 64
 """Gauss-Legendre nodes of one distance: 1e-10 for z <= 3, 1e-6 at z = 1100 (tests/cosmology)."""
 
 _NUM_COLLOCATION = 64
 """Nodes at which `LineOfSight` evaluates the expansion rate."""
-
-
-def ambient_array(array: np.ndarray) -> Array:
-    """Return a float64 NumPy constant as a JAX array of the ambient precision.
-
-    Always use it to bring a stored NumPy array into traced code. jax 0.10 remembers the precision that an
-    array object was first traced in: after a float32 trace, `jnp.asarray(array)` is float32 under x64 too.
-
-    Args:
-        array: A NumPy array of floats.
-
-    Returns:
-        The same numbers in the default float type of the moment.
-    """
-    return jnp.asarray(array, dtype=jnp.result_type(float))
-
-
-class Cosmology(Module):
-    r"""The parameters of a background cosmology.
-
-    Dark energy follows \(w(a) = w + w_a (1 - a)\) (Chevallier-Polarski-Linder). Radiation is fixed by `h`
-    (`RADIATION_DENSITY`), and the dark-energy density closes the budget:
-    \(\Omega_{DE} = 1 - \Omega_m - \Omega_k - \Omega_r\).
-
-    Attributes:
-        Om: Matter density today over the critical density.
-        h: Hubble constant in units of 100 km/s/Mpc.
-        w: Dark-energy equation of state today; -1 is a cosmological constant.
-        wa: Minus its derivative with respect to the scale factor.
-        Ok: Curvature density today over the critical density; 0 is flat, negative is closed.
-        Obh2: Physical baryon density Omega_b h^2. The background does not depend on it; the sound horizon and
-            the nucleosynthesis likelihood do. The default is the pivot of the sound-horizon formula.
-
-    References:
-        Chevallier & Polarski (2001), arXiv:gr-qc/0009008; Linder (2003), arXiv:astro-ph/0208512.
-    """
-
-    Om: Num[ArrayLike, ""]
-    h: Num[ArrayLike, ""]
-    w: Num[ArrayLike, ""] = -1.0
-    wa: Num[ArrayLike, ""] = 0.0
-    Ok: Num[ArrayLike, ""] = 0.0
-    Obh2: Num[ArrayLike, ""] = 0.02236
-
-
-def _sqrt_or_nan(x: Array) -> Array:
-    """Return the square root where `x > 0` and NaN, with a zero gradient, elsewhere."""
-    is_positive = x > 0
-    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1.0)), jnp.nan)
-
-
-def _expansion_squared(cosmology: Cosmology, x: Array) -> Array:
-    """Return E^2 at x = ln(1+z) in the ambient precision."""
-    Om, w, wa, Ok = cosmology.Om, cosmology.w, cosmology.wa, cosmology.Ok
-    Or = RADIATION_DENSITY / cosmology.h**2
-    Ode = 1.0 - Om - Ok - Or
-    # rho_DE / rho_DE(today) for CPL: (1+z)^(3(1+w+wa)) exp(-3 wa z/(1+z)), with z/(1+z) = 1 - exp(-x).
-    dark_energy = jnp.exp(3.0 * ((1.0 + w + wa) * x + wa * jnp.expm1(-x)))
-    return jnp.asarray(
-        Or * jnp.exp(4.0 * x) + Om * jnp.exp(3.0 * x) + Ok * jnp.exp(2.0 * x) + Ode * dark_energy
-    )
 
 
 def _curvature_factor(y: Array) -> Array:
@@ -110,7 +48,7 @@ def _line_of_sight_distance(cosmology: Cosmology, z: Array) -> Array:
     nodes, weights = np.polynomial.legendre.leggauss(_NUM_QUADRATURE)
     half = 0.5 * jnp.log1p(z)
     x = half[..., None] * (1.0 + nodes)
-    integrand = jnp.exp(x) / _sqrt_or_nan(_expansion_squared(cosmology, x))
+    integrand = jnp.exp(x) / sqrt_or_nan(expansion_squared(cosmology, x))
     # A sum, not a product of matrices: batched or transposed outside an x64 context, jax 0.10 would make a
     # float64 product float32.
     integral = half * jnp.sum(integrand * weights, axis=-1)
@@ -128,7 +66,7 @@ def expansion_rate(cosmology: Cosmology, z: Num[ArrayLike, "*shape"]) -> Float[A
     Returns:
         E at each redshift, dimensionless; NaN where E^2 <= 0.
     """
-    return _sqrt_or_nan(_expansion_squared(cosmology, jnp.log1p(jnp.asarray(z))))
+    return sqrt_or_nan(expansion_squared(cosmology, jnp.log1p(jnp.asarray(z))))
 
 
 @in_float64
@@ -266,11 +204,10 @@ def sound_horizon(
     r"""Return the comoving sound horizon at the drag epoch, r_d [Mpc], by a fitting formula.
 
     \(r_d = 147.05\,(\Omega_b h^2/0.02236)^{-0.13}\,(\Omega_m h^2/0.1432)^{-0.23}\) Mpc, for the standard
-    neutrino background (the published factor in N_eff is 1). The formula's matter density is baryons plus
-    cold dark matter; here neutrinos are massless and that is all the matter.
+    neutrino background (the published factor in N_eff is 1). CAMB has 0.1 per cent less.
 
     Args:
-        Om: Matter density today over the critical density.
+        Om: Density of baryons and cold dark matter today over the critical density.
         h: Hubble constant in units of 100 km/s/Mpc.
         Obh2: Physical baryon density.
 
@@ -362,7 +299,7 @@ class LineOfSight(Module):
         """
         cosmology = jax.lax.stop_gradient(cosmology)
         x = jnp.concatenate([ambient_array(self.nodes), jnp.log1p(ambient_array(self.redshifts))])
-        squared = _expansion_squared(cosmology, x)
+        squared = expansion_squared(cosmology, x)
         distance = self.transverse_comoving_distance(cosmology)
         is_expanding = (squared > 0) & (squared < jnp.inf)
         is_reached = (distance > 0) & (distance < jnp.inf) | (ambient_array(self.redshifts) == 0)
@@ -370,7 +307,7 @@ class LineOfSight(Module):
 
     def expansion_rate(self, cosmology: Cosmology) -> Float[Array, " num_points"]:
         """Return E at the redshifts, dimensionless."""
-        return _sqrt_or_nan(_expansion_squared(cosmology, jnp.log1p(ambient_array(self.redshifts))))
+        return sqrt_or_nan(expansion_squared(cosmology, jnp.log1p(ambient_array(self.redshifts))))
 
     def hubble_distance(self, cosmology: Cosmology) -> Float[Array, " num_points"]:
         """Return c/H at the redshifts [Mpc]."""
@@ -379,7 +316,7 @@ class LineOfSight(Module):
     def comoving_distance(self, cosmology: Cosmology) -> Float[Array, " num_points"]:
         """Return the line-of-sight comoving distance to the redshifts [Mpc]."""
         x = ambient_array(self.nodes)
-        integrand = jnp.exp(x) / _sqrt_or_nan(_expansion_squared(cosmology, x))
+        integrand = jnp.exp(x) / sqrt_or_nan(expansion_squared(cosmology, x))
         return jnp.asarray(SPEED_OF_LIGHT / (100.0 * cosmology.h)) * (ambient_array(self.weights) @ integrand)
 
     def transverse_comoving_distance(self, cosmology: Cosmology) -> Float[Array, " num_points"]:

@@ -69,10 +69,23 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             Parameter(
                 "Ok", r"\Omega_k", "", "curvature density today over the critical density", (-0.3, 0.3)
             ),
+            Parameter("Om1", r"\Omega_1", "", "dark-energy density today that grows as 1+z", (-3.0, 3.0)),
+            Parameter("Om2", r"\Omega_2", "", "dark-energy density today that grows as (1+z)^2", (-3.0, 3.0)),
+            Parameter(
+                "sigma8",
+                r"\sigma_8",
+                "",
+                "standard deviation of linear matter fluctuations today in spheres of 8 Mpc/h",
+                (0.5, 1.2),
+            ),
+            Parameter("mnu", r"\sum m_\nu", "eV", "sum of the neutrino masses", (0.0, 1.0)),
         )
     }
 )
 """The parameters that can be sampled, in the order of columns."""
+
+OPTIONAL: tuple[str, ...] = ("h", "mnu")
+"""What `priors` may give to any analysis: without it, h has a fiducial value and neutrinos have no mass."""
 
 DERIVED: Mapping[str, Parameter] = MappingProxyType(
     {
@@ -81,6 +94,18 @@ DERIVED: Mapping[str, Parameter] = MappingProxyType(
             Parameter("H0", "H_0", "km/s/Mpc", "Hubble constant"),
             Parameter("rd", r"r_\mathrm{d}", "Mpc", "sound horizon at the drag epoch"),
             Parameter("hrd", r"h r_\mathrm{d}", "Mpc", "h times the sound horizon at the drag epoch"),
+            Parameter("age", "t_0", "Gyr", "age of the universe"),
+            Parameter(
+                "Ode", r"\Omega_\mathrm{DE}", "", "dark-energy density today over the critical density"
+            ),
+            Parameter("q0", "q_0", "", "deceleration parameter today"),
+            Parameter(
+                "z_transition",
+                r"z_\mathrm{t}",
+                "",
+                "redshift at which the present acceleration began; 0 if none",
+            ),
+            Parameter("S8", "S_8", "", "sigma8 times the square root of Om/0.3"),
         )
     }
 )
@@ -93,6 +118,8 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "CPL": Model(("w", "wa"), "flat, dark energy with w(a) = w + wa (1 - a)"),
         "oLCDM": Model(("Ok",), "curved, cosmological constant"),
         "oCPL": Model(("w", "wa", "Ok"), "curved, dark energy with w(a) = w + wa (1 - a)"),
+        "owCDM": Model(("w", "Ok"), "curved, dark energy with constant w"),
+        "PolyCDM": Model(("Ok", "Om1", "Om2"), "curved, dark energy a quadratic polynomial in 1+z"),
     }
 )
 """The models by name."""

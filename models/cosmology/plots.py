@@ -1,9 +1,10 @@
-"""Figures of a run: parameter constraints, H(z) and BAO distances with posterior bands and data."""
+"""Figures of a run: parameter constraints; H(z), BAO and supernovae with posterior bands and data."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from qbs.errors import MissingExtraError
 from qbs.inference.results.atomic import replacing
 from qbs.models.cosmology.background import (
+    distance_modulus,
     hubble,
     hubble_distance,
     transverse_comoving_distance,
     volume_averaged_distance,
 )
-from qbs.models.cosmology.likelihoods import CosmicChronometers, DesiBAO
+from qbs.models.cosmology.likelihoods import BAO, Chronometers, Likelihood, Supernovae
 from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
 from qbs.models.cosmology.results import ModelResult
 
@@ -33,6 +35,11 @@ _BAND_DRAWS = 400
 _LEAST_WEIGHT = 1e-5  # lighter draws of nested sampling only stretch the axes
 _LEAST_DRAWS = 50  # fewer make no contour: a run that was interrupted early
 _LEVELS = (2.5, 16.0, 50.0, 84.0, 97.5)
+# One style for each data set of a figure.
+_MARKERS = (("o", "black"), ("s", "#666666"), ("^", "#882255"), ("D", "#999933"), ("v", "#56B4E9"))
+_MOST_ERROR_BARS = 100  # more supernovae than this are drawn as dots, with the means of bins
+_BIN_SIZE = 80
+_LARGEST_ERROR = 1.0  # [mag]; a supernova with a larger one is a likely contaminant and is not drawn
 
 
 def write_figures(results: Mapping[str, ModelResult], folder: Path, formats: tuple[str, ...]) -> list[Path]:
@@ -52,11 +59,15 @@ def write_figures(results: Mapping[str, ModelResult], folder: Path, formats: tup
             name: result for name, result in results.items() if _heavy(result).sum() >= _LEAST_DRAWS
         }:
             figures["corner"] = corner_figure(drawable)
-        for likelihood in next(iter(results.values())).analysis.likelihoods.values():
-            if isinstance(likelihood, CosmicChronometers):
-                figures["hubble"] = hubble_figure(results, likelihood)
-            if isinstance(likelihood, DesiBAO):
-                figures["bao"] = bao_figure(results, likelihood)
+        likelihoods = next(iter(results.values())).analysis.likelihoods.values()
+        kinds: tuple[tuple[str, type[Likelihood], Callable], ...] = (
+            ("hubble", Chronometers, hubble_figure),
+            ("bao", BAO, bao_figure),
+            ("supernovae", Supernovae, supernova_figure),
+        )
+        for name, kind, draw in kinds:
+            if data := [likelihood for likelihood in likelihoods if isinstance(likelihood, kind)]:
+                figures[name] = draw(results, *data)
         for name, figure in figures.items():
             for suffix in formats:
                 written.append(_save(figure, folder / f"{name}.{suffix}"))
@@ -144,28 +155,29 @@ def _chain(result: ModelResult, names: list[str]) -> Any:
     )
 
 
-def hubble_figure(results: Mapping[str, ModelResult], data: CosmicChronometers) -> "Figure":
+def hubble_figure(results: Mapping[str, ModelResult], *data: Chronometers) -> "Figure":
     """Return H(z)/(1+z) with the chronometers and the posterior bands."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
-    redshifts = np.linspace(0.0, 1.05 * float(np.max(data.redshifts)), 120)
+    redshifts = np.linspace(0.0, 1.05 * _largest_redshift(data), 120)
 
     def scaled_hubble(cosmology: Any, _: Any) -> Any:
         return hubble(cosmology, redshifts) / (1 + redshifts)
 
     for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
         _band(axes, redshifts, _draws_of(result, scaled_hubble), name, colour)
-    factor = 1 / (1 + data.redshifts)
-    _points(axes, data.redshifts, data.data * factor, data.errors * factor, data.label)
+    for item, style in zip(data, cycle(_MARKERS), strict=False):
+        factor = 1 / (1 + item.redshifts)
+        _points(axes, item.redshifts, item.data * factor, item.errors * factor, item.label, style)
     axes.set_xlabel("redshift $z$")
     axes.set_ylabel("$H(z)/(1+z)$  [km s$^{-1}$ Mpc$^{-1}$]")
     axes.set_xlim(redshifts[0], redshifts[-1])
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(framealpha=0.8, edgecolor="none", loc="upper left", ncols=1 if len(data) == 1 else 2)
     return figure
 
 
-def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
+def bao_figure(results: Mapping[str, ModelResult], *data: BAO) -> "Figure":
     """Return the three kinds of BAO distance, relative to the best fit of the first model."""
     from matplotlib import pyplot
 
@@ -175,7 +187,7 @@ def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
         "DV": (r"$D_V/r_d$", volume_averaged_distance),
     }
     first, reference = next(iter(results.items()))
-    redshifts = np.geomspace(0.1, 1.1 * float(np.max(data.redshifts)), 120)
+    redshifts = np.geomspace(0.1, 1.1 * _largest_redshift(data), 120)
     figure, all_axes = pyplot.subplots(len(panels), 1, figsize=(6.4, 8.0), sharex=True)
     for axes, (quantity, (label, distance)) in zip(all_axes, panels.items(), strict=True):
 
@@ -185,10 +197,11 @@ def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
         best = _at_best_fit(reference, partial(over_rd, z=redshifts))
         for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
             _band(axes, redshifts, _draws_of(result, over_rd) / best, name, colour)
-        chosen = np.array([item == quantity for item in data.quantities])
-        z = data.redshifts[chosen]
-        best = _at_best_fit(reference, partial(over_rd, z=z))
-        _points(axes, z, data.data[chosen] / best, data.errors[chosen] / best, data.label)
+        for item, style in zip(data, cycle(_MARKERS), strict=False):
+            chosen = np.array([entry == quantity for entry in item.quantities])
+            z = item.redshifts[chosen]
+            best = _at_best_fit(reference, partial(over_rd, z=z))
+            _points(axes, z, item.data[chosen] / best, item.errors[chosen] / best, item.label, style)
         axes.set_ylabel(f"{label}  relative to best {first}")
     all_axes[-1].set_xlabel("redshift $z$")
     all_axes[-1].set_xlim(0.0, redshifts[-1])
@@ -198,12 +211,112 @@ def bao_figure(results: Mapping[str, ModelResult], data: DesiBAO) -> "Figure":
     return figure
 
 
-def _at_best_fit(result: ModelResult, function: Callable) -> np.ndarray:
-    """Evaluate a function of (cosmology, r_d in Mpc) at the best fit of a model."""
+def supernova_figure(results: Mapping[str, ModelResult], *data: Supernovae) -> "Figure":
+    """Return the Hubble diagram, and residuals from the best fit of the first model for each data set.
+
+    The absolute magnitude is the one that fits best in each cosmology. Large samples are drawn as dots, with
+    means of bins weighted by the inverse squares of their errors; correlations are left out of these.
+    """
+    from matplotlib import pyplot
+
+    first, reference = next(iter(results.items()))
+    figure, (top, *lower) = pyplot.subplots(
+        1 + len(data),
+        1,
+        figsize=(6.4, 3.0 + 2.0 * len(data)),
+        sharex=True,
+        height_ratios=[1.6, *(1.0 for _ in data)],
+    )
+    least = min(float(np.min(item.redshifts)) for item in data)
+    redshifts = np.geomspace(0.9 * least, 1.1 * _largest_redshift(data), 150)
+    top.plot(
+        redshifts,
+        _at_best_fit(reference, lambda cosmology, _: distance_modulus(cosmology, redshifts)),
+        color=_COLOURS[0],
+        linewidth=1.3,
+        label=f"best {first}",
+    )
+    for axes, item, style in zip(lower, data, cycle(_MARKERS), strict=False):
+
+        def magnitudes(cosmology: Any, _: Any, item: Supernovae = item) -> Any:
+            return distance_modulus(cosmology, redshifts) + item.absolute_magnitude(cosmology)
+
+        def predicted(cosmology: Any, _: Any, item: Supernovae = item) -> Any:
+            return item.theory(cosmology), item.absolute_magnitude(cosmology)
+
+        best = _at_best_fit(reference, magnitudes)
+        for (name, result), colour in zip(results.items(), _COLOURS, strict=False):
+            _band(axes, redshifts, _draws_of(result, magnitudes) - best, name, colour)
+        moduli, offset = _at_best_fit(reference, predicted)
+        drawn = item.errors < _LARGEST_ERROR
+        top.plot(
+            item.redshifts[drawn],
+            (item.data - offset)[drawn],
+            linestyle="none",
+            marker=".",
+            markersize=2 if item.num_points > _MOST_ERROR_BARS else 6,
+            color=style[1],
+            alpha=0.5,
+            label=item.label,
+        )
+        _residuals(axes, item, item.data - offset - moduli, style)
+        axes.set_ylabel(r"$\Delta\mu$  [mag]")
+        axes.legend(loc="upper left", ncols=2, fontsize=8, framealpha=0.8, edgecolor="none")
+    top.set_ylabel(r"$m - M_B$  [mag]")
+    top.legend(frameon=False, loc="upper left")
+    lower[-1].set_xlabel("redshift $z$")
+    lower[-1].set_xscale("log")
+    lower[-1].set_xlim(redshifts[0], redshifts[-1])
+    figure.align_ylabels()
+    figure.subplots_adjust(hspace=0.06)
+    return figure
+
+
+def _residuals(axes: "Axes", item: Supernovae, residuals: np.ndarray, style: tuple[str, str]) -> None:
+    """Draw magnitudes minus prediction: all with errors, or as dots with the means of bins."""
+    is_host = np.isfinite(item.host_moduli)
+    # The common error of the zero point is not seen in residuals from the best M_B.
+    errors = np.sqrt(np.maximum(item.errors**2 - float(item.magnitude_error) ** 2, 0.0))
+    chosen = np.flatnonzero((item.errors < _LARGEST_ERROR) & ~is_host)
+    groups = [(chosen, style, item.label)]
+    if is_host.any():
+        groups.append((np.flatnonzero(is_host), ("s", "#D55E00"), "Cepheid hosts"))
+    half_height = 0.12
+    for rows, group_style, label in groups:
+        z, y, error = item.redshifts[rows], residuals[rows], errors[rows]
+        if len(rows) > _MOST_ERROR_BARS or label != item.label:
+            axes.plot(z, y, linestyle="none", marker=".", markersize=2, color=group_style[1], alpha=0.25)
+            z, y, error = _bins(z, y, error)
+            label = f"{label}, means of bins"
+        _points(axes, z, y, error, label, group_style)
+        # All values are seen, and nearly all of their errors.
+        half_height = max(half_height, np.max(np.abs(y)), np.percentile(np.abs(y) + error, 90.0))
+    axes.set_ylim(-1.2 * half_height, 1.8 * half_height)
+
+
+def _bins(z: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean redshift, weighted mean and its error in bins of about `_BIN_SIZE` values."""
+    order = np.argsort(z)
+    rows = np.array_split(order, max(1, round(z.size / _BIN_SIZE)))
+    weights = [1.0 / error[row] ** 2 for row in rows]
+    means = [np.average(y[row], weights=weight) for row, weight in zip(rows, weights, strict=True)]
+    return (
+        np.array([z[row].mean() for row in rows]),
+        np.array(means),
+        np.array([weight.sum() ** -0.5 for weight in weights]),
+    )
+
+
+def _largest_redshift(data: tuple[Any, ...]) -> float:
+    return max(float(np.max(item.redshifts)) for item in data)
+
+
+def _at_best_fit(result: ModelResult, function: Callable) -> Any:
+    """Evaluate a function of (cosmology, r_d in Mpc) at the best fit of a model; arrays of NumPy."""
     with jax.enable_x64(True):
         analysis = result.analysis
         evaluate = jax.jit(lambda best: function(analysis.cosmology(best), analysis.rd(best)))
-        return np.asarray(evaluate(result.best_fit))
+        return jax.tree.map(np.asarray, evaluate(result.best_fit))
 
 
 def _draws_of(result: ModelResult, function: Any) -> np.ndarray:
@@ -226,9 +339,21 @@ def _band(axes: "Axes", x: np.ndarray, draws: np.ndarray, name: str, colour: str
     axes.plot(x, middle, color=colour, linewidth=1.3, label=f"{name} (68 and 95 %)")
 
 
-def _points(axes: "Axes", x: np.ndarray, y: np.ndarray, errors: np.ndarray, label: str) -> None:
+def _points(
+    axes: "Axes", x: np.ndarray, y: np.ndarray, errors: np.ndarray, label: str, style: tuple[str, str]
+) -> None:
+    marker, colour = style
     axes.errorbar(
-        x, y, yerr=errors, fmt="o", color="black", markersize=3.5, linewidth=1, label=label, zorder=5
+        x,
+        y,
+        yerr=errors,
+        linestyle="none",
+        marker=marker,
+        color=colour,
+        markersize=3.5,
+        elinewidth=1,
+        label=label,
+        zorder=5,
     )
 
 

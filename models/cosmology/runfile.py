@@ -25,8 +25,11 @@ EXAMPLE = """\
 # Bayes factors are relative to the first.
 models: [LCDM, CPL]
 
-# Which data: cc (15 cosmic chronometers), desi_dr2 (BAO), bbn (baryon density), h0 (local distance
-# ladder), pantheon_plus (1,590 supernovae; a large table, see data_path).
+# Which data. H(z) of cosmic chronometers: cc (15), cc_31, cc_32. BAO: desi_dr2, desi_dr1, sdss. Supernovae:
+# union3, pantheon_plus, pantheon_plus_sh0es (calibrated by Cepheids, so that h matters), des_sn5yr; the
+# last three are large tables, see data_path. Growth of structure: fsigma8. Microwave background in a few
+# numbers: cmb_shift, cmb_thetastar. One number: bbn (baryon density), h0 (local distance ladder). Sets that
+# share objects are not to be combined: most pairs of one kind, or h0 with pantheon_plus_sh0es.
 data: [cc, desi_dr2, bbn]
 
 # The folder that holds large tables; without it they are fetched from their public release once.

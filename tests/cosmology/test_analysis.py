@@ -13,6 +13,7 @@ from qbs.models.cosmology.analysis import FIDUCIAL_H, used_parameters
 from qbs.models.cosmology.parameters import DERIVED, MODELS, PARAMETERS
 
 POINT = {"Om": 0.31, "Obh2": 0.0221, "h": 0.67, "hrd": 100.5, "w": -0.9, "wa": -0.3, "Ok": 0.02}
+POINT |= {"Om1": 0.4, "Om2": -0.1}
 LIGHT = ("cc", "desi_dr2", "bbn", "h0")
 
 
@@ -121,7 +122,7 @@ def test_bad_priors_are_explained(prior):
         ),
         (
             {"model": "LCDM", "priors": {"w": [-2, 0]}},
-            "w is not a parameter of model LCDM.*accepted: Om, Obh2, h$",
+            "w is not a parameter of model LCDM.*accepted: Om, Obh2, h, mnu$",
         ),
         ({"model": "LCDM", "priors": {"hrd": 100}}, "hrd is not a parameter"),
     ],
@@ -144,7 +145,7 @@ def test_a_missing_table_is_a_data_error(tmp_path):
 def test_h_is_fiducial_fixed_or_sampled():
     fiducial = Analysis("LCDM", "desi_dr2", sound_horizon="free")
     assert fiducial.cosmology(at(fiducial)).h == FIDUCIAL_H
-    assert fiducial.derived(at(fiducial)) == {}
+    assert set(fiducial.derived(at(fiducial))) == {"Ode", "q0", "z_transition"}
     fixed = Analysis("LCDM", "desi_dr2", sound_horizon="free", priors={"h": 0.7})
     assert fixed.parameters == ("Om", "hrd")
     assert fixed.cosmology(at(fixed)).h == 0.7
@@ -160,17 +161,17 @@ def test_h_is_fiducial_fixed_or_sampled():
 @pytest.mark.parametrize(
     ("data", "horizon", "expected"),
     [
-        (("cc", "desi_dr2", "bbn"), "formula", {"H0", "rd", "hrd"}),
-        (("cc", "desi_dr2"), "free", {"H0", "rd"}),
+        (("cc", "desi_dr2", "bbn"), "formula", {"H0", "age", "rd", "hrd"}),
+        (("cc", "desi_dr2"), "free", {"H0", "age", "rd"}),
         (("desi_dr2",), "free", set()),
-        (("cc",), "formula", {"H0"}),
+        (("cc",), "formula", {"H0", "age"}),
         (("bbn",), "formula", set()),
     ],
 )
 def test_derived_parameters(data, horizon, expected):
     analysis = Analysis("LCDM", data, sound_horizon=horizon)
     derived = analysis.derived(at(analysis))
-    assert set(derived) == expected <= set(DERIVED)
+    assert set(derived) == expected | {"Ode", "q0", "z_transition"} <= set(DERIVED)
     if "H0" in derived:
         assert float(derived["H0"]) == pytest.approx(67.0)
     if "hrd" in derived:

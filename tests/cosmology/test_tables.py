@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qbs.errors import DataError, MissingExtraError
-from qbs.models.cosmology import tables
+from qbs.models.cosmology import _table_files, tables
 
 TABLE = "Pantheon+SH0ES.dat"
 TEXT = "Pantheon+SH0ES_STAT+SYS.cov"
@@ -248,9 +248,9 @@ def test_a_truncated_text_covariance_is_refused(pantheon_folder, tmp_path):
 def test_a_damaged_shipped_table_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
-    monkeypatch.setattr(tables.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(_table_files.resources, "files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"bbn.csv that ships with qbs is missing: reinstall"):
-        tables._shipped_rows("bbn.csv", 2)
+        _table_files.shipped_rows("bbn.csv", 2)
     (folder / "bbn.csv").write_text("# value, error\n0.02218\n")
     with pytest.raises(DataError, match="must have 2 columns"):
-        tables._shipped_rows("bbn.csv", 2)
+        _table_files.shipped_rows("bbn.csv", 2)
