@@ -6,6 +6,7 @@ Nothing is asked of the executor but `submit`, and of its futures `result`, `don
 
 import concurrent.futures
 import hashlib
+import itertools
 import math
 import pickle
 import queue
@@ -18,6 +19,7 @@ from qbs.inference.black_box import BlackBox, Outcome, Status, failed
 from qbs.inference.worker import Shipped, answer
 from qbs.inference.worker_pool import TICK
 
+_serial = itertools.count()
 _PATIENCE = 30.0  # least seconds that a free worker may take to answer
 _BROKEN = (concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError)
 _REMEDY = "qbs cannot mend an executor that is not its own: make a new one, or let qbs make it, executor=n"
@@ -156,10 +158,14 @@ class Borrowed:
         elif time.monotonic() - self._begun > self._timeout:
             given_up = [(number, future) for number, future in sorted(self._pending.items()) if number >= 0]
             self._pending = {}
+            # Dask's futures never say that they run; to cancel one makes Dask take its worker for free.
+            is_told = any(_is_running(future) for _, future in given_up)
             for number, future in given_up:
                 hung = failed(Status.TIMED_OUT, f"took longer than {self._timeout:g} s", float(self._timeout))
-                was_queued = future.cancel()
-                yield number, hung, max(1, self._retries) if was_queued else 0
+                may_wait = not _is_running(future)
+                if is_told and may_wait:
+                    future.cancel()
+                yield number, hung, max(1, self._retries) if may_wait else 0
         elif (silence := time.monotonic() - quiet) > self._timeout + max(self._timeout, _PATIENCE):
             raise ExecutorError(
                 f"nothing came back from the executor for {silence:.0f} s: all its workers hang, or there "
@@ -183,7 +189,8 @@ class Borrowed:
     def _submit(self, number: int, parameters: Any) -> None:
         arrived = self._arrived
         try:
-            future = self._executor.submit(answer, self._likelihood, parameters)
+            # Dask takes equal arguments for the same call: the number makes them different.
+            future = self._executor.submit(answer, self._likelihood, parameters, next(_serial))
         except Exception as error:
             raise ExecutorError(f"the executor takes no calls ({_told(error)}). {_REMEDY}") from error
         self._pending[number] = future
@@ -204,6 +211,10 @@ class Borrowed:
         pending, self._pending = self._pending, {}
         for future in pending.values():
             future.cancel()
+
+
+def _is_running(future: Any) -> bool:
+    return bool(future.running()) if hasattr(future, "running") else False
 
 
 def _said(given: _Given) -> Any:

@@ -85,7 +85,9 @@ def load(likelihood: BlackBox | Shipped) -> BlackBox:
     return found
 
 
-def answer(likelihood: BlackBox | Shipped, parameters: Mapping[str, Any] | None) -> Outcome | str:
+def answer(
+    likelihood: BlackBox | Shipped, parameters: Mapping[str, Any] | None, _serial: int
+) -> Outcome | str:
     """Call a likelihood in a worker of somebody else's executor; without parameters only load it."""
     loaded = load(likelihood)
     return READY if parameters is None else loaded.attempt(parameters)

@@ -87,7 +87,7 @@ def test_lazy_subpackage(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("qbs.nonsense", "it has Checkpoint"),
+        ("qbs.nonsense", "it has Calls, Checkpoint"),
         ("qbs.posterier", "did you mean 'qbs.Posterior'"),
         ("qbs.inference.nonsense", "it has mcmc, nested, results"),
         ("qbs.models.nonsense", "it has change_point, cosmology"),

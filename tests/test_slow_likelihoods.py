@@ -400,8 +400,8 @@ class LosesWorkers(AtOnce):
     def __init__(self):
         self._lost = set()
 
-    def submit(self, function, likelihood, parameters):
-        future = super().submit(function, likelihood, parameters)
+    def submit(self, function, likelihood, parameters, serial):
+        future = super().submit(function, likelihood, parameters, serial)
         if parameters is not None and parameters["x"] not in self._lost:
             self._lost.add(parameters["x"])
             future = concurrent.futures.Future()
@@ -646,11 +646,11 @@ def test_a_run_goes_on_with_other_workers(counted, tmp_path):
     class Stopping(AtOnce):
         num_calls = 0
 
-        def submit(self, function, likelihood, parameters):
+        def submit(self, function, *args):
             self.num_calls += 1
             if self.num_calls == 100:
                 raise KeyboardInterrupt
-            return super().submit(function, likelihood, parameters)
+            return super().submit(function, *args)
 
     first = run(checkpoint=path, executor=Stopping())
     assert first.provenance["is_interrupted"]

@@ -1,5 +1,10 @@
 """Background cosmology: distances, data, likelihoods and ready-made analyses."""
 
+from qbs.models.cosmology._compressed_cmb import CompressedCMBTable as CompressedCMBTable
+from qbs.models.cosmology._compressed_cmb import cmb_acoustic_angle as cmb_acoustic_angle
+from qbs.models.cosmology._compressed_cmb import cmb_distance_priors as cmb_distance_priors
+from qbs.models.cosmology._growth_rate import GrowthRateTable as GrowthRateTable
+from qbs.models.cosmology._growth_rate import growth_rates as growth_rates
 from qbs.models.cosmology.analysis import FIDUCIAL_H as FIDUCIAL_H
 from qbs.models.cosmology.analysis import Analysis as Analysis
 from qbs.models.cosmology.background import SPEED_OF_LIGHT as SPEED_OF_LIGHT
@@ -15,16 +20,26 @@ from qbs.models.cosmology.background import luminosity_distance as luminosity_di
 from qbs.models.cosmology.background import sound_horizon as sound_horizon
 from qbs.models.cosmology.background import transverse_comoving_distance as transverse_comoving_distance
 from qbs.models.cosmology.background import volume_averaged_distance as volume_averaged_distance
+from qbs.models.cosmology.derived import age as age
+from qbs.models.cosmology.derived import dark_energy_density as dark_energy_density
+from qbs.models.cosmology.derived import deceleration as deceleration
+from qbs.models.cosmology.derived import transition_redshift as transition_redshift
+from qbs.models.cosmology.growth import growth_factor as growth_factor
+from qbs.models.cosmology.growth import growth_rate as growth_rate
+from qbs.models.cosmology.growth import growth_rate_sigma8 as growth_rate_sigma8
 from qbs.models.cosmology.likelihoods import BAO as BAO
 from qbs.models.cosmology.likelihoods import BBN as BBN
 from qbs.models.cosmology.likelihoods import DATA_SETS as DATA_SETS
 from qbs.models.cosmology.likelihoods import DESSN5YR as DESSN5YR
 from qbs.models.cosmology.likelihoods import Chronometers as Chronometers
+from qbs.models.cosmology.likelihoods import CMBAcousticAngle as CMBAcousticAngle
+from qbs.models.cosmology.likelihoods import CMBDistancePriors as CMBDistancePriors
 from qbs.models.cosmology.likelihoods import CosmicChronometers as CosmicChronometers
 from qbs.models.cosmology.likelihoods import CosmicChronometers31 as CosmicChronometers31
 from qbs.models.cosmology.likelihoods import CosmicChronometers32 as CosmicChronometers32
 from qbs.models.cosmology.likelihoods import DesiBAO as DesiBAO
 from qbs.models.cosmology.likelihoods import DesiDR1BAO as DesiDR1BAO
+from qbs.models.cosmology.likelihoods import GrowthRate as GrowthRate
 from qbs.models.cosmology.likelihoods import Likelihood as Likelihood
 from qbs.models.cosmology.likelihoods import LocalH0 as LocalH0
 from qbs.models.cosmology.likelihoods import PantheonPlus as PantheonPlus
@@ -37,6 +52,11 @@ from qbs.models.cosmology.parameters import MODELS as MODELS
 from qbs.models.cosmology.parameters import PARAMETERS as PARAMETERS
 from qbs.models.cosmology.parameters import Model as Model
 from qbs.models.cosmology.parameters import Parameter as Parameter
+from qbs.models.cosmology.recombination import acoustic_angle as acoustic_angle
+from qbs.models.cosmology.recombination import comoving_sound_horizon as comoving_sound_horizon
+from qbs.models.cosmology.recombination import distance_priors as distance_priors
+from qbs.models.cosmology.recombination import hu_sugiyama_redshift as hu_sugiyama_redshift
+from qbs.models.cosmology.recombination import last_scattering_redshift as last_scattering_redshift
 from qbs.models.cosmology.tables import bbn as bbn
 from qbs.models.cosmology.tables import cosmic_chronometers as cosmic_chronometers
 from qbs.models.cosmology.tables import cosmic_chronometers_31 as cosmic_chronometers_31

@@ -73,12 +73,10 @@ class GrowthRate(Likelihood):
 
     A survey that takes wrong distances sees distortions that are not of velocities (Alcock & Paczynski). To
     first order its value is that of the true cosmology divided by
-
-    \[q(z) = \frac{H(z)\,D_A(z)}{H_{fid}(z)\,D_{A,fid}(z)}\]
-
-    (Macaulay, Wehus & Eriksen 2013, arXiv:1303.6583), so \(\chi^2 = V^T C^{-1} V\) with
-    \(V_i = f\sigma_{8,i} - f\sigma_8(z_i)/q(z_i)\) (Sagredo, Nesseris & Sapone 2018, section 2). It does not
-    depend on h, radiation aside. `growth.growth_rate_sigma8` has the prediction.
+    \(q(z) = H(z) D_A(z) / [H_{fid}(z) D_{A,fid}(z)]\) (Macaulay, Wehus & Eriksen 2013, arXiv:1303.6583). So
+    \(\chi^2 = V^T C^{-1} V\) with \(V_i = f\sigma_{8,i} - f\sigma_8(z_i)/q(z_i)\), as in Sagredo, Nesseris &
+    Sapone (2018) and their public likelihood. It does not depend on h, radiation aside.
+    `growth_rate_sigma8` has the prediction.
 
     References:
         Sagredo, Nesseris & Sapone (2018), arXiv:1806.10822; for the covariances, Blake et al. (2012),

@@ -41,12 +41,11 @@ def ambient_array(array: np.ndarray) -> Array:
 class Cosmology(eqx.Module):
     r"""The parameters of a background cosmology.
 
-    \[E^2 = \Omega_m (1+z)^3 + \Omega_r (1+z)^4 + \Omega_k (1+z)^2 + \Omega_1 (1+z) + \Omega_2 (1+z)^2
-    + \Omega_{DE}\, (1+z)^{3(1+w+w_a)} e^{-3 w_a z/(1+z)}\]
-
-    Dark energy follows \(w(a) = w + w_a (1 - a)\) (Chevallier-Polarski-Linder); \(\Omega_1\) and \(\Omega_2\)
-    add a polynomial to it, as in the model PolyCDM of SimpleMC. Radiation is fixed by `h`
-    (`RADIATION_DENSITY`). \(\Omega_{DE}\) closes the budget: E = 1 today.
+    \(E^2 = \Omega_m (1+z)^3 + \Omega_r (1+z)^4 + \Omega_k (1+z)^2 + \Omega_1 (1+z) + \Omega_2 (1+z)^2
+    + \Omega_0 f(z)\). Dark energy is a density \(f(z) = (1+z)^{3(1+w+w_a)} e^{-3 w_a z/(1+z)}\), with
+    \(w(a) = w + w_a (1 - a)\) (Chevallier-Polarski-Linder), and the terms \(\Omega_1\) and \(\Omega_2\); for
+    w = -1 it is the quadratic polynomial in 1+z of the model PolyCDM. Radiation is fixed by `h`
+    (`RADIATION_DENSITY`). \(\Omega_0\) closes the budget: E = 1 today.
 
     With `mnu`, some of the three neutrinos of the radiation have mass (see `neutrinos`). `Om` then contains
     their number density times their mass; all is continuous in `mnu` down to 0.

@@ -15,7 +15,7 @@ from qbs.inference.results.posterior import Posterior
 from qbs.inference.results.provenance import settings, versions
 from qbs.inference.results.storage import load
 from qbs.models.cosmology.analysis import Analysis, used_parameters
-from qbs.models.cosmology.parameters import DERIVED, PARAMETERS
+from qbs.models.cosmology.parameters import DERIVED, OPTIONAL, PARAMETERS
 from qbs.models.cosmology.results import ModelResult, results_as_dict
 from qbs.models.cosmology.runfile import RunFile
 
@@ -40,7 +40,7 @@ def analyses(run_file: RunFile) -> dict[str, Analysis]:
         )
 
     used = {
-        name: {*used_parameters(name, run_file.data, sound_horizon=run_file.sound_horizon), "h"}
+        name: {*used_parameters(name, run_file.data, sound_horizon=run_file.sound_horizon), *OPTIONAL}
         for name in run_file.models
     }
     for parameter in run_file.priors:

@@ -13,6 +13,8 @@ from qbs.models.cosmology import Analysis, background, neutrinos
 from qbs.models.cosmology.background import Cosmology, LineOfSight
 from qbs.models.cosmology.expansion import NEUTRINO_DENSITY, PHOTON_DENSITY, cold_density
 from qbs.models.cosmology.likelihoods import DesiBAO
+from qbs.models.cosmology.run import analyses
+from qbs.models.cosmology.runfile import parse_run_file
 
 REDSHIFTS = np.array([0.0, 0.1, 0.5, 1.0, 2.33, 10.0, 100.0, 500.0, 1100.0])
 SHAPES = {
@@ -170,3 +172,11 @@ def test_an_analysis_takes_the_mass_from_its_priors():
         lambda p: DesiBAO.load().chi2(fixed.cosmology(p)) + fixed.likelihoods["bbn"].chi2(fixed.cosmology(p))
     )
     assert with_mass == pytest.approx(-0.5 * float(bao(point)), rel=1e-12)
+
+
+def test_a_run_file_takes_the_mass_from_its_priors():
+    text = "models: [LCDM, wCDM]\ndata: [desi_dr2]\nsound_horizon: free\npriors: {mnu: %s}\n"
+    for prior, names in (("[0, 0.5]", ("Om", "hrd", "mnu")), ("0.06", ("Om", "hrd"))):
+        analysis = analyses(parse_run_file(text % prior))["LCDM"]
+        assert analysis.parameters == names
+        assert ("mnu" in analysis.fixed) == (prior == "0.06")
