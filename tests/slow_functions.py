@@ -82,6 +82,10 @@ def once(p, folder):
     return float(p["x"])
 
 
-def pid(p):
-    """Return which process it is."""
+def meet(p, folder, num_processes):
+    """Wait until calls are under way in so many processes, at most a minute; return which process it is."""
+    (Path(folder) / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < num_processes and time.monotonic() < end:
+        time.sleep(0.01)
     return os.getpid()

@@ -125,8 +125,8 @@ def test_the_posterior_does_not_depend_on_the_executor(kind, whole):
         executor.shutdown()
 
 
-def test_calls_are_made_in_other_processes_at_once():
-    outcomes, _ = make(slow_functions.pid, points(*range(40)), executor=2)
+def test_calls_are_made_in_other_processes_at_once(tmp_path):
+    outcomes, _ = make(slow_functions.meet, points(*range(4)), str(tmp_path), 2, executor=2)
     pids = {int(outcome.value) for outcome in outcomes}
     assert os.getpid() not in pids
     assert len(pids) == 2
