@@ -1,11 +1,15 @@
 """Convergence diagnostics of posterior draws, and their translation into plain sentences."""
 
+import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
 R_HAT_LIMIT = 1.01  # Vehtari et al. (2021), section 4
 MIN_ESS_PER_CHAIN = 100  # the same, section 4: 400 for four chains
+LARGEST_PARETO_K = 0.7  # Vehtari et al. (2024), section 3.2
+_LEAST_DRAWS = 100  # fewer have no tail to fit a Pareto distribution to
 _SHOWN = 5  # how many parameter names a sentence lists
 
 Draws = Mapping[str, np.ndarray]
@@ -27,6 +31,23 @@ def kish_ess(log_weights: np.ndarray) -> float:
     r"""Return \((\sum_i w_i)^2 / \sum_i w_i^2\) of unnormalized log weights (Kish 1965)."""
     weights = np.exp(log_weights - np.max(log_weights))
     return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def pareto_k(log_weights: np.ndarray) -> float | None:
+    """Return the Pareto k of weights, or `None` where there are too few to tell.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling", JMLR 25(72).
+    """
+    finite = log_weights[np.isfinite(log_weights)]
+    if finite.size < _LEAST_DRAWS or is_constant(finite):
+        return None
+    from arviz_stats.base import array_stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tail of equal weights
+        _, k = array_stats.psislw(-finite)
+    return float(k) if math.isfinite(k) else None
 
 
 def is_constant(draws: np.ndarray) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,16 +18,18 @@ from qbs.inference.binding import BoundModel, bind, model_name, require_latents
 from qbs.inference.black_box import BlackBox, Outcome, describe
 from qbs.inference.calls import Caller, as_calls
 from qbs.inference.progress import ProgressLine
-from qbs.inference.results.diagnostics import is_constant, weight_problems
+from qbs.inference.results.diagnostics import (
+    LARGEST_PARETO_K,
+    is_constant,
+    pareto_k,
+    weight_problems,
+)
 from qbs.inference.results.posterior import Posterior
 from qbs.inference.results.provenance import data_fingerprint
 from qbs.inference.sites import walk
 from qbs.inference.target import Target, require_scalar
 from qbs.precision import Precision, precision_context
 from qbs.program import Program
-
-_LEAST_DRAWS = 100  # fewer have no tail to fit a Pareto distribution to
-_LARGEST_K = 0.7  # Vehtari et al. (2024), section 3.2
 
 
 def reweight(
@@ -100,8 +101,8 @@ def reweight(
     log_ratio = float(np.logaddexp.reduce(log_weights + change, axis=None))
     new_log_weights = log_weights + change - log_ratio
     error = _ratio_error(posterior, log_weights, change - log_ratio)
-    pareto_k = _pareto_k(new_log_weights)
-    problems += [*_tail_problems(pareto_k, after.size), *weight_problems(new_log_weights)]
+    k = pareto_k(new_log_weights)
+    problems += [*_tail_problems(k, after.size), *weight_problems(new_log_weights)]
     problems += [f"Of the fit before: {problem}" for problem in posterior.problems]
 
     stats = dict(posterior.stats) | {"log_likelihood": after}
@@ -112,7 +113,7 @@ def reweight(
     reweighted = {
         "log_evidence_ratio": log_ratio,
         "log_evidence_ratio_error": error,
-        "pareto_k": pareto_k,
+        "pareto_k": k,
         "model_before": posterior.provenance.get("model"),
     }
     return dataclasses.replace(
@@ -289,24 +290,11 @@ def _ratio_error(posterior: Posterior, log_weights: np.ndarray, log_change: np.n
     return float(array_stats.mcse(change, method="mean", chain_axis=0, draw_axis=1))
 
 
-def _pareto_k(log_weights: np.ndarray) -> float | None:
-    """Return the Pareto k of weights, or `None` where there are too few to tell."""
-    finite = log_weights[np.isfinite(log_weights)]
-    if finite.size < _LEAST_DRAWS or is_constant(finite):
-        return None
-    from arviz_stats.base import array_stats
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a tail of equal weights
-        _, pareto_k = array_stats.psislw(-finite)
-    return float(pareto_k) if math.isfinite(pareto_k) else None
-
-
-def _tail_problems(pareto_k: float | None, num_draws: int) -> list[str]:
-    limit = min(1 - 1 / math.log10(max(num_draws, 11)), _LARGEST_K)
-    if pareto_k is None or pareto_k <= limit:
+def _tail_problems(k: float | None, num_draws: int) -> list[str]:
+    limit = min(1 - 1 / math.log10(max(num_draws, 11)), LARGEST_PARETO_K)
+    if k is None or k <= limit:
         return []
     return [
-        f"The Pareto k of the new weights is {pareto_k:.2f}, above {limit:.2f}: the draws hardly reach the "
+        f"The Pareto k of the new weights is {k:.2f}, above {limit:.2f}: the draws hardly reach the "
         "new posterior, and neither it nor its evidence can be trusted; fit anew."
     ]

@@ -1,0 +1,286 @@
+"""Posterior and evidence from hundreds of likelihood calls: a surrogate, corrected by the truth."""
+
+import math
+from functools import partial
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from qbs.inference.checkpoint import Keeper
+from qbs.inference.method import Method, require_positive
+from qbs.inference.nested import whitening
+from qbs.inference.nested.correction import Estimate, Round, combined, follow, make_round
+from qbs.inference.nested.gaussian_process import GaussianProcess
+from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.surrogate import Surrogate, fit_surrogate
+from qbs.inference.nested.training import (
+    Known,
+    Stage,
+    Trained,
+    agreement,
+    depth_of,
+    first_points,
+    train,
+)
+from qbs.inference.problem import Problem
+from qbs.inference.progress import Pace, ProgressLine
+from qbs.inference.results.diagnostics import LARGEST_PARETO_K, pareto_k, weight_problems
+from qbs.inference.results.posterior import Posterior
+from qbs.precision import Precision
+
+_MAX_FIRST_DRAWS = {True: 200_000, False: 2_000}  # compiled, Python
+_LEAST_ROUNDS = 3  # the first is not counted
+_LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
+_HALF = 0.5  # where more of the draws are effective, a tail has no weight
+_LARGEST_SHARE = 0.1  # of one draw
+_LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
+_MAX_CALLS = 2_000
+_FREE_DRAWS = 20_000, 1_000_000  # at least, at most
+
+
+class Corrected(Method):
+    """Evidence and posterior of a slow likelihood from hundreds of calls, not biased by the surrogate.
+
+    A surrogate is learned from batches of calls until it predicts new ones. Then points are drawn near it in
+    rounds, and the truth there corrects it: its evidence, and the weight of each draw. Between rounds the
+    surrogate learns from them. Runs in float64 on the unit cube of the model's priors; for posteriors with
+    one or a few smooth peaks in up to some ten dimensions.
+
+    Attributes:
+        max_error: Rounds are added until the standard error of the log evidence is below this, in nats,
+        min_ess: and until the draws have this effective sample size.
+        surrogate: What is fitted to what a concave quadratic form leaves: `GaussianProcess()`, or
+            `NetworkEnsemble()` for thousands of points.
+        batch_size: Calls made at a time while the surrogate is learned.
+        round_size: Calls made at a time to correct it.
+        max_training: Give up when the surrogate has not learned the likelihood after so many calls; by
+            default 200, and 100 for each dimension.
+        max_calls: Stop after about this many likelihood calls, with the result so far; by default, after ten
+            times as many as were needed to learn the surrogate, and no fewer than 2,000.
+
+    References:
+        Veach & Guibas (1995), "Optimally combining sampling techniques", for the weights; Owen & Zhou (2000),
+        "Safe and effective importance sampling", for the control variate.
+    """
+
+    precision: ClassVar[Precision | None] = "float64"
+
+    max_error: float = eqx.field(static=True, default=0.03)
+    min_ess: int = eqx.field(static=True, default=100)
+    surrogate: Surrogate = GaussianProcess()
+    batch_size: int = eqx.field(static=True, default=8)
+    round_size: int = eqx.field(static=True, default=40)
+    max_training: int | None = eqx.field(static=True, default=None)
+    max_calls: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        require_positive(self, "max_error")
+        require_positive(self, "min_ess", "batch_size", "round_size", whole=True)
+        for name in ("max_training", "max_calls"):
+            if getattr(self, name) is not None:
+                require_positive(self, name, whole=True)
+        if self.round_size < 10:
+            raise ValueError(f"Corrected: round_size is {self.round_size}; it must be 10 or more")
+        if not isinstance(self.surrogate, Surrogate):
+            raise ValueError(
+                f"Corrected: surrogate must be GaussianProcess() or NetworkEnsemble(), not {self.surrogate!r}"
+            )
+
+    def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
+        """Run until the evidence is accurate; see `Method.run`."""
+        cube = CubeProblem(problem, keeper)
+        with cube.calls.kept():
+            return _Run(self, cube, key, line).posterior()
+
+
+class _Run:
+    """A run of the corrected surrogate."""
+
+    def __init__(self, method: Corrected, cube: CubeProblem, key: Array, line: ProgressLine):
+        self._method, self._cube, self._line = method, cube, line
+        seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
+        self._rng = np.random.default_rng(seed)
+        self._pace = Pace()
+        self._rounds: list[Round] = []
+        self._num_trained = 0
+
+    def posterior(self) -> Posterior:
+        problems: list[str] = []
+        is_interrupted = False
+        try:
+            trained = self._trained()
+            if not trained.is_right:
+                problems = [self._not_learned(trained)]
+            self._correct(trained)
+            problems += self._wanting()
+        except KeyboardInterrupt:
+            if not self._rounds:
+                raise
+            is_interrupted = True
+            problems = [f"Interrupted after {len(self._rounds)} rounds: their draws are kept here."]
+        return self._result(problems, is_interrupted=is_interrupted)
+
+    def _not_learned(self, trained: Trained) -> str:
+        return (
+            f"The surrogate had not learned the likelihood after {self._num_trained:,} calls (its last "
+            f"error was {trained.error:.2g} nats): the posterior may have more peaks or edges than it can "
+            "follow, or other parameters would make it rounder."
+        )
+
+    def _trained(self) -> Trained:
+        method, dim = self._method, self._cube.dim
+        known = self._first()
+        limit = method.max_training or 200 + 100 * dim
+        limit = min(limit, method.max_calls or limit)
+        trained = train(
+            method.surrogate,
+            self._cube.log_likelihood,
+            self._rng,
+            known,
+            method.batch_size,
+            limit,
+            self._tell_stage,
+        )
+        self._num_trained = self._cube.num_calls
+        return trained
+
+    def _first(self) -> Known:
+        """Return points spread over the prior, more of them until enough are possible."""
+        dim, count = self._cube.dim, max(6 * self._cube.dim, 16)
+        points = first_points(self._rng, dim, count)
+        known = Known(points, self._cube.log_likelihood(points))
+        while np.isfinite(known.log_likelihoods).sum() < dim + 2:
+            if (
+                self._cube.num_finite == 0
+                and self._cube.num_calls >= _MAX_FIRST_DRAWS[self._cube.is_compiled]
+            ):
+                raise self._cube.impossible()
+            points = self._rng.uniform(1e-12, 1, size=(len(known.points), dim))
+            known = known.with_new(points, self._cube.log_likelihood(points))
+        return known
+
+    def _correct(self, trained: Trained) -> None:
+        """Make rounds until the evidence is accurate, or calls run out."""
+        method, rng, cube = self._method, self._rng, self._cube
+        limit = method.max_calls or max(10 * self._num_trained, _MAX_CALLS)
+        num_free = int(np.clip(16 / method.max_error**2, *_FREE_DRAWS))
+        fit = partial(fit_surrogate, method.surrogate, depth=depth_of(cube.dim))
+        known, surrogate, free, space = trained.known, trained.surrogate, trained.proposal, trained.whitening
+        agrees = True
+        while cube.num_calls < limit and self._wanting():
+            before, surrogate = surrogate, fit(*known, space, before=surrogate if agrees else None)
+            near, drawn = follow(rng, surrogate, free)
+            agrees = not self._rounds or agreement(before, surrogate, drawn) > _LEAST_AGREEMENT
+            if not agrees:
+                points = drawn.chosen(rng, method.batch_size)
+                known = known.with_new(points, cube.log_likelihood(points))
+                continue
+            free, space = near, whitening.of_points(*drawn)
+            made = make_round(cube.log_likelihood, rng, surrogate, free, method.round_size, num_free)
+            self._rounds.append(made)
+            is_possible = made.log_likelihoods > -math.inf
+            known = known.with_new(made.points[is_possible], made.log_likelihoods[is_possible])
+            self._tell_round(limit)
+
+    @property
+    def _counted(self) -> list[Round]:
+        """The rounds but the first, which was made while least was known."""
+        return self._rounds[1:] or self._rounds
+
+    def _wanting(self) -> list[str]:
+        """Return what the rounds so far lack, as plain sentences."""
+        method = self._method
+        if len(self._rounds) < _LEAST_ROUNDS:
+            return [f"Only {len(self._rounds)} of at least {_LEAST_ROUNDS} rounds were made."]
+        found, lacks = combined(self._counted), []
+        if not found.log_evidence_error <= method.max_error:
+            lacks.append(
+                f"The standard error of the log evidence is {found.log_evidence_error:.2g}, above max_error "
+                f"= {method.max_error:g}."
+            )
+        if found.ess < method.min_ess:
+            lacks.append(f"The effective sample size is {found.ess:.0f}, below min_ess = {method.min_ess}.")
+        efficiency = min(each.efficiency for each in self._rounds[-2:])
+        if efficiency < _LEAST_EFFICIENCY:
+            lacks.append(
+                f"Of the draws of a round only {efficiency:.0%} were effective (at least "
+                f"{_LEAST_EFFICIENCY:.0%} are expected): the surrogate is not near the posterior."
+            )
+        if len(found.log_weights) and found.largest_share > _LARGEST_SHARE:
+            lacks.append(
+                f"One draw has {found.largest_share:.0%} of the weight: the surrogate missed what it stands "
+                "for."
+            )
+        return lacks
+
+    def _result(self, problems: list[str], *, is_interrupted: bool) -> Posterior:
+        found = combined(self._counted)
+        if not len(found.points):
+            raise self._cube.impossible()
+        problems = [*problems, *self._suspicions(found)]
+        log_weights = found.log_weights - np.logaddexp.reduce(found.log_weights)
+        samples, derived = self._cube.values(found.points)
+        return Posterior(
+            samples={name: values[None] for name, values in samples.items()},
+            log_weights=log_weights[None],
+            log_evidence=found.log_evidence,
+            log_evidence_error=found.log_evidence_error,
+            num_likelihood_calls=self._cube.num_calls,
+            problems=problems,
+            derived=derived,
+            stats={"log_likelihood": found.log_likelihoods[None]},
+            provenance={
+                "exactness": "a surrogate, corrected by the likelihood at each draw",
+                "num_training_calls": self._num_trained,
+                "num_rounds": len(self._rounds),
+                "is_interrupted": is_interrupted,
+            },
+        )
+
+    def _suspicions(self, found: Estimate) -> list[str]:
+        """Return what in the weights speaks against the result, as plain sentences."""
+        problems = []
+        k = pareto_k(found.log_weights)
+        if k is not None and k > LARGEST_PARETO_K and found.ess < _HALF * found.num_draws:
+            problems.append(
+                f"The tail of the weights is heavy (Pareto k {k:.2f}, at most {LARGEST_PARETO_K:g} is "
+                "expected): the error of the evidence may be too small."
+            )
+        return problems + weight_problems(found.log_weights, min_ess=min(100, self._method.min_ess))
+
+    def _tell_stage(self, stage: Stage) -> None:
+        calls = self._cube.num_calls
+        self._pace.note(calls)
+        expected = max(40 * self._cube.dim, calls + 4 * self._method.batch_size) + _LEAST_ROUNDS * (
+            self._method.round_size
+        )
+        where = "" if stage.temperature == 1 else f" at temperature {stage.temperature:.3g}"
+        self._line.update(
+            f"learning the likelihood{where}: {calls:,} calls, the last predicted to {stage.error:.2g} nats",
+            calls / expected,
+            self._pace.seconds_for(expected - calls),
+        )
+
+    def _tell_round(self, limit: int) -> None:
+        if not self._line.is_due:
+            return
+        calls, method, size = self._cube.num_calls, self._method, self._method.round_size
+        self._pace.note(calls)
+        found = combined(self._counted)
+        num_counted = len(self._counted)
+        needed = max(
+            num_counted * (found.log_evidence_error / method.max_error) ** 2,
+            num_counted * method.min_ess / max(found.ess, 1.0),
+            _LEAST_ROUNDS - 1,
+        )
+        left = min(size * max(math.ceil(needed) + 1 - len(self._rounds), 0), max(limit - calls, 0))
+        self._line.update(
+            f"round {len(self._rounds)}, {calls:,} calls, ln Z {found.log_evidence:.3f} +- "
+            f"{found.log_evidence_error:.2g} (stop at {method.max_error:g}), "
+            f"{found.ess:.0f} effective draws (stop at {method.min_ess})",
+            calls / (calls + left),
+            self._pace.seconds_for(left),
+        )

@@ -1,0 +1,108 @@
+"""Proposals on the unit cube that follow a target: mixtures of t distributions, wider ones, and the prior."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import logsumexp
+
+from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
+from qbs.inference.nested.whitening import Whitening
+
+_PRIOR_SHARE = 0.05
+_WIDE_SHARE = 0.2
+_WIDER = 2.0
+_NUM_COMPONENTS = 4
+
+Target = Callable[[np.ndarray], np.ndarray]
+
+
+class FreeProposal(NamedTuple):
+    """A mixture near a target, with shares of the same mixture twice as wide and of the prior.
+
+    Attributes:
+        mixture: Near the target. It reaches beyond the cube.
+    """
+
+    mixture: StudentMixture
+
+    def log_density(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
+        """Return the log density, in the cube and outside."""
+        return logsumexp(
+            [
+                np.where(in_cube(points), math.log(_PRIOR_SHARE), -math.inf),
+                math.log(1 - _PRIOR_SHARE - _WIDE_SHARE) + self.mixture.log_density(points),
+                math.log(_WIDE_SHARE) + self._wide.log_density(points),
+            ],
+            axis=0,
+        )
+
+    def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
+        """Return draws, some of them outside the cube."""
+        shares = [1 - _PRIOR_SHARE - _WIDE_SHARE, _WIDE_SHARE, _PRIOR_SHARE]
+        counts = rng.multinomial(count, shares)
+        drawn = [
+            self.mixture.draw(rng, counts[0]),
+            self._wide.draw(rng, counts[1]),
+            rng.uniform(size=(counts[2], self.mixture.means.shape[1])),
+        ]
+        return rng.permutation(np.concatenate(drawn))
+
+    @property
+    def _wide(self) -> StudentMixture:
+        return self.mixture.widened(_WIDER)
+
+
+class WeightedPoints(NamedTuple):
+    """Points in the cube that stand for a target.
+
+    Attributes:
+        points: In the cube.
+        weights: They sum to 1.
+    """
+
+    points: Float[np.ndarray, "num_points dim"]
+    weights: Float[np.ndarray, " num_points"]
+
+    def chosen(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
+        """Return points chosen by their weight, none of them twice."""
+        weights = self.weights + 1e-12
+        places = rng.choice(len(weights), size=count, replace=False, p=weights / weights.sum())
+        return self.points[places]
+
+
+def in_cube(points: Float[np.ndarray, "num_points dim"]) -> Bool[np.ndarray, " num_points"]:
+    """Whether points are inside the unit cube."""
+    return np.all((points > 0) & (points < 1), axis=1)
+
+
+def around(whitening: Whitening) -> FreeProposal:
+    """Return a proposal of one component."""
+    return FreeProposal(StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None]))
+
+
+def refined(
+    rng: np.random.Generator, target: Target, proposal: FreeProposal, rounds: int, count: int
+) -> tuple[FreeProposal, WeightedPoints]:
+    """Return a proposal nearer to a target, and weighted points that stand for it.
+
+    Args:
+        rng: Draws the points.
+        target: A log density on the cube, up to a constant.
+        proposal: To begin with.
+        rounds: How often a proposal is fitted to weighted draws from the one before.
+        count: Draws in a round.
+
+    References:
+        Cappe, Douc, Guillin, Marin & Robert (2008), "Adaptive importance sampling in general mixture
+        classes".
+    """
+    for _ in range(rounds):
+        points = proposal.draw(rng, count)
+        points = points[in_cube(points)]
+        log_weights = target(points) - proposal.log_density(points)
+        weights = np.exp(log_weights - logsumexp(log_weights))
+        proposal = FreeProposal(fit_mixture(rng, points, weights, _NUM_COMPONENTS))
+    return proposal, WeightedPoints(points, weights)

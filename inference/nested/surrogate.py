@@ -1,0 +1,111 @@
+"""Surrogates of a log likelihood: a concave quadratic form, and a smooth function for what it leaves.
+
+Far from all points only the quadratic form is left, which falls off in every direction.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from qbs.inference.nested.concave import ConcaveForm, fit_concave
+from qbs.inference.nested.whitening import Whitening
+
+# Standard deviations, as those of a fit to chosen points are too small by half; and at most so many nats.
+_DOUBT, _MOST_DOUBT = 2.0, 6.0
+_MOST = 3.0  # nats above the greatest value that is known
+
+
+@runtime_checkable
+class Remainder(Protocol):
+    """What is fitted to values at whitened points."""
+
+    def __call__(self, white: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
+        """Return a mean and a standard deviation at each whitened point."""
+
+
+class Surrogate(eqx.Module):
+    """Settings of a model for what a concave quadratic form leaves of a log likelihood."""
+
+    def fit(
+        self,
+        white: Float[np.ndarray, "num_points dim"],
+        values: Float[np.ndarray, " num_points"],
+        before: Any = None,
+    ) -> Remainder:
+        """Return a smooth function near values at whitened points.
+
+        Args:
+            white: Whitened points, in which a unit is about the width of the likelihood.
+            values: There, in nats.
+            before: What an earlier fit to some of the points returned, if there was one.
+        """
+        raise NotImplementedError
+
+
+class FittedSurrogate(NamedTuple):
+    """A surrogate of a log likelihood on the unit cube.
+
+    It is a standard deviation lower than what is expected, so that it is not high where nothing is known.
+
+    Attributes:
+        whitening: Of the unit cube.
+        top: The greatest value that it was fitted to.
+        form: Values less the top, roughly.
+        rest: What the form leaves, at whitened points.
+    """
+
+    whitening: Whitening
+    top: float
+    form: ConcaveForm
+    rest: Remainder
+
+    def __call__(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
+        """Return the surrogate at points of the unit cube."""
+        return self.bounds(points)[0]
+
+    def bounds(
+        self, points: Float[np.ndarray, "num_points dim"]
+    ) -> tuple[Float[np.ndarray, " num_points"], Float[np.ndarray, " num_points"]]:
+        """Return the surrogate, and what the likelihood is hardly above."""
+        white = self.whitening(points)
+        mean, deviation = self.rest(white)
+        level = self.form(white) + mean
+        above = np.minimum(_DOUBT * deviation, _MOST_DOUBT)
+        lower, upper = (np.minimum(bound, _MOST) for bound in (level - deviation, level + above))
+        return self.top + lower, self.top + upper
+
+
+def fit_surrogate(
+    settings: Surrogate,
+    points: Float[np.ndarray, "num_points dim"],
+    log_likelihoods: Float[np.ndarray, " num_points"],
+    whitening: Whitening,
+    depth: float | int,
+    before: FittedSurrogate | None = None,
+) -> FittedSurrogate:
+    """Return the surrogate of a log likelihood that is known at some points.
+
+    Args:
+        settings: Of what is fitted to the rest.
+        points: In the unit cube.
+        log_likelihoods: There; some of them finite, none NaN.
+        whitening: Of the unit cube.
+        depth: Below the greatest value, in nats, that matters. Lower points are left out where the surrogate
+            is as low, and are taken for points at the depth where it is not.
+        before: A surrogate of the same problem in nearly the same coordinates whose settings may be kept.
+    """
+    white, top = whitening(points), float(np.max(log_likelihoods))
+    is_near = log_likelihoods > top - depth
+    values = np.maximum(log_likelihoods - top, -depth)
+    form = fit_concave(white[is_near], values[is_near], depth)
+    is_used = is_near | (form(white) > -depth)
+    rest = before and before.rest
+    while True:
+        rest = settings.fit(white[is_used], (values - form(white))[is_used], rest)
+        found = FittedSurrogate(whitening, top, form, rest)
+        is_wrong = ~is_used & (found(points) > top - depth)
+        if not is_wrong.any():
+            return found
+        is_used |= is_wrong

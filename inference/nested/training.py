@@ -1,0 +1,200 @@
+"""Learning a surrogate of a log likelihood, from the prior to where the posterior is, in few calls."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import qmc
+
+from qbs.inference.nested import whitening
+from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, refined
+from qbs.inference.nested.surrogate import FittedSurrogate, Surrogate, fit_surrogate
+from qbs.inference.nested.whitening import Whitening
+
+_COOLING = 9.0  # temperatures fall by this once they are understood
+_TOLERANCE = {True: 1.0, False: 0.25}  # nats, rms, of a batch: while it is warm; at temperature 1
+_LEAST_AGREEMENT = 0.9  # of a surrogate and the one before
+_WARM_DEPTH = 3.0  # times the depth: the warped values reach as far down
+_WARP = 0.25  # of the depth, in nats at the temperature: where the warp sets in
+_DRAWS, _ROUNDS = 3000, 3  # from the surrogate
+_REACH = 10  # nats, and one for each dimension: how far down a batch must be predicted
+
+Evaluate = Callable[[np.ndarray], np.ndarray]
+
+
+class Known(NamedTuple):
+    """All points where the log likelihood was computed.
+
+    Attributes:
+        points: In the unit cube.
+        log_likelihoods: There; `-inf` where parameters are impossible.
+    """
+
+    points: Float[np.ndarray, "num_points dim"]
+    log_likelihoods: Float[np.ndarray, " num_points"]
+
+    @property
+    def top(self) -> float:
+        """The greatest log likelihood."""
+        return float(np.max(self.log_likelihoods))
+
+    def with_new(
+        self, points: Float[np.ndarray, "num_new dim"], log_likelihoods: Float[np.ndarray, " num_new"]
+    ) -> "Known":
+        """Return these and new ones."""
+        return Known(
+            np.concatenate([self.points, points]), np.concatenate([self.log_likelihoods, log_likelihoods])
+        )
+
+
+class Stage(NamedTuple):
+    """How far training has come.
+
+    Attributes:
+        known: The points so far.
+        temperature: By which the log likelihood is divided, until it is 1.
+        error: Root mean square, in nats at the temperature, of the last batch's prediction.
+    """
+
+    known: Known
+    temperature: float
+    error: float
+
+
+class Trained(NamedTuple):
+    """A surrogate near the posterior.
+
+    Attributes:
+        known: The points so far.
+        surrogate: Fitted to them, but for the last batch.
+        proposal: Near the surrogate's posterior.
+        whitening: Of that posterior.
+        is_right: Whether the last two batches were predicted well, and the last two surrogates agree.
+        error: Root mean square, in nats, of the last batch's prediction.
+    """
+
+    known: Known
+    surrogate: FittedSurrogate
+    proposal: FreeProposal
+    whitening: Whitening
+    is_right: bool
+    error: float
+
+
+def depth_of(dim: int) -> float:
+    """Return how far below the peak a likelihood in so many dimensions matters, in nats."""
+    return 30.0 + 3.0 * dim
+
+
+def first_points(rng: np.random.Generator, dim: int, count: int) -> Float[np.ndarray, "count dim"]:
+    """Return points spread evenly over the cube (Sobol 1967, scrambled)."""
+    with np.errstate(all="ignore"):
+        drawn = qmc.Sobol(dim, seed=rng).random_base2(int(np.ceil(np.log2(count))))
+    return np.clip(drawn[:count], 1e-12, 1 - 1e-12)
+
+
+def train(
+    settings: Surrogate,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
+    known: Known,
+    batch: int,
+    max_points: int,
+    tell: Callable[[Stage], None],
+) -> Trained:
+    """Learn a surrogate from batches of calls, each drawn from the surrogate so far.
+
+    The log likelihood is divided by a temperature, at first so high that the prior is mostly within reach.
+    The temperature falls once a batch that was drawn from the surrogate was predicted well.
+
+    Args:
+        settings: Of the surrogate.
+        evaluate: The log likelihood at points of the cube.
+        rng: Draws the points.
+        known: Where to begin; some log likelihoods are finite.
+        batch: Points for each batch.
+        max_points: Where to give up.
+        tell: Called after each batch.
+    """
+    dim = known.points.shape[1]
+    depth = depth_of(dim)
+    finite = known.log_likelihoods[np.isfinite(known.log_likelihoods)]
+    temperature = max(float(known.top - np.median(finite)) / depth, 1.0)
+    space = whitening.of_cube(dim)
+    proposal, surrogate, num_good, error = around(space), None, 0, np.inf
+    while True:
+        while np.sum(known.log_likelihoods > known.top - temperature * depth) < dim + 2:
+            temperature *= 1.5
+        is_warm = temperature > 1
+        scaled = _Scaled(known.top, temperature, depth)
+        before = surrogate
+        surrogate = fit_surrogate(
+            settings,
+            known.points,
+            scaled(known.log_likelihoods),
+            space,
+            depth * _WARM_DEPTH if is_warm else depth,
+            before if error < _TOLERANCE[True] else None,
+        )
+        proposal, drawn = refined(rng, surrogate, proposal, _ROUNDS, _DRAWS)
+        agrees = before is not None and agreement(before, surrogate, drawn) > _LEAST_AGREEMENT
+        is_right = num_good >= 2 and agrees
+        if is_right or len(known.points) >= max_points:
+            return Trained(known, surrogate, proposal, whitening.of_points(*drawn), is_right, error)
+        points = drawn.chosen(rng, batch)
+        found = evaluate(points)
+        error, is_predicted = _judged(surrogate(points), scaled(found), dim, _TOLERANCE[is_warm])
+        known = known.with_new(points, found)
+        tell(Stage(known, temperature, error))
+        space = whitening.of_points(*drawn) if error < _TOLERANCE[True] else _of_known(known, temperature)
+        if not is_warm:
+            num_good = num_good + 1 if is_predicted else 0
+        elif is_predicted:
+            cooler = max(temperature / _COOLING, 1.0)
+            space, surrogate = space.scaled(np.sqrt(cooler / temperature)), None
+            temperature = cooler
+
+
+def agreement(first: FittedSurrogate, second: FittedSurrogate, drawn: WeightedPoints) -> float:
+    """Return the effective share of weighted draws from one surrogate as draws from another, up to 1."""
+    ratios = first(drawn.points) - second(drawn.points)
+    ratios = np.exp(np.clip(ratios - drawn.weights @ ratios, -50, 50))
+    return float((drawn.weights @ ratios) ** 2 / (drawn.weights @ ratios**2))
+
+
+class _Scaled(NamedTuple):
+    """From log likelihoods to what a surrogate at a temperature learns.
+
+    Above temperature 1, values far below the top are drawn up, as the distance from the peak grows no faster
+    than the root of the fall.
+    """
+
+    top: float
+    temperature: float
+    depth: float
+
+    def __call__(self, log_likelihoods: np.ndarray) -> np.ndarray:
+        falls = (self.top - log_likelihoods) / self.temperature
+        if self.temperature == 1:
+            return -falls
+        start = _WARP * self.depth
+        warped = 2 * (np.sqrt(start * np.maximum(falls, 0) + start**2) - start)
+        return -np.where(falls > 0, warped, falls)
+
+
+def _judged(expected: np.ndarray, found: np.ndarray, dim: int, tolerance: float) -> tuple[float, bool]:
+    """Return the error of a prediction where it matters, and whether it is small on half of the batch."""
+    matters = found > max(float(found.max()), 0.0) - (dim + _REACH)
+    if not matters.any():
+        return np.inf, False
+    error = float(np.sqrt(np.mean((expected - found)[matters] ** 2)))
+    return error, bool(error < tolerance and matters.sum() >= len(found) // 2)
+
+
+def _of_known(known: Known, temperature: float) -> Whitening:
+    """Return the coordinates of the best points so far, where the surrogate is not to be trusted."""
+    depth = temperature * depth_of(known.points.shape[1])
+    is_near = known.log_likelihoods > known.top - depth
+    weights = np.exp((known.log_likelihoods[is_near] - known.top) / (0.25 * depth))
+    return whitening.of_points(known.points[is_near], weights / weights.sum())
