@@ -120,7 +120,7 @@ class BlackBox:
     def _result(self, parameters: Mapping[str, Any]) -> Any:
         """Call the function in the precision of the run, which threads and processes do not inherit."""
         jax = sys.modules.get("jax")
-        is_set = jax is None or self.is_float64 is None
+        is_set = jax is None or self.is_float64 in (None, jax.config.jax_enable_x64)
         with contextlib.nullcontext() if is_set else jax.enable_x64(self.is_float64):  # type: ignore[union-attr]
             result = self.function(dict(parameters), *self.data)
         if jax is None and self.is_float64 and "jax" in sys.modules:
@@ -130,6 +130,8 @@ class BlackBox:
 
 def _judged(result: Any, seconds: float) -> Outcome:
     """Return the outcome of a call that returned something."""
+    if isinstance(result, float) and -math.inf <= result < math.inf:
+        return Outcome(float(result), int(Status.OK), "", seconds)
 
     def wrong(reason: str) -> Outcome:
         return failed(Status.NOT_A_NUMBER, reason, seconds)

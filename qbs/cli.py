@@ -44,9 +44,15 @@ def _options(
 @app.command()
 def cosmology(
     run_file: Annotated[
-        Path | None, typer.Argument(metavar="RUN.yaml", help="The run file; --example writes one.")
+        Path | None,
+        typer.Argument(metavar="RUN.yaml", help="The run file; or the name of an example, after --example."),
     ] = None,
-    example: Annotated[bool, typer.Option("--example", help="Print a commented run file and exit.")] = False,
+    example: Annotated[
+        bool,
+        typer.Option(
+            "--example", help="Print a run file with every key explained, or the one that is named, and exit."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Fit again what an earlier run of this file finished or began.")
@@ -57,19 +63,24 @@ def cosmology(
     Exit status: 0 all well; 2 the run file or the data cannot be used; 3 done, with problems that the
     output names; 130 interrupted, with the results so far written.
     """
-    from qbs.models.cosmology.results import model_table, results_as_dict
-    from qbs.models.cosmology.run import analyses, carry_out, provenance_of_run
-    from qbs.models.cosmology.runfile import EXAMPLE, read_run_file
+    from qbs.models.cosmology.results import model_table
+    from qbs.models.cosmology.run import analyses, carry_out
+    from qbs.models.cosmology.run_file_examples import EXAMPLES
+    from qbs.models.cosmology.runfile import read_run_file
+    from qbs.models.cosmology.tensions import tension_table
 
     if example:
-        print(EXAMPLE, end="")
+        name = "all_keys" if run_file is None else str(run_file)
+        if name not in EXAMPLES:
+            raise typer.BadParameter(f"there is no example {name!r}; there are {', '.join(EXAMPLES)}")
+        print(EXAMPLES[name], end="")
         return
     if run_file is None:
         raise typer.BadParameter("give a run file, or --example to get one to start from")
     console = Console(stderr=as_json, quiet=as_json, soft_wrap=True, highlight=False)
     with _one_sentence():
         settings = read_run_file(run_file)
-        results = carry_out(
+        outcome = carry_out(
             settings,
             analyses(settings),
             tell=console.print,
@@ -77,16 +88,15 @@ def cosmology(
             fresh=fresh,
         )
     if as_json:
-        print(json.dumps(results_as_dict(results, provenance_of_run(settings)), indent=2))
-    console.print(model_table(results))
-    has_problems = False
-    for name, result in results.items():
-        for problem in result.posterior.problems:
-            has_problems = True
-            console.print(f"! {name}: {problem}")
-    if any(result.posterior.provenance.get("is_interrupted") for result in results.values()):
+        print(json.dumps(outcome.contents, indent=2))
+    console.print(model_table(outcome.models))
+    if outcome.tensions:
+        console.print(tension_table(outcome.tensions))
+    for name, problem in outcome.problems:
+        console.print(f"! {name}: {problem}")
+    if outcome.is_interrupted:
         raise typer.Exit(_INTERRUPTED)
-    if has_problems:
+    if outcome.problems:
         raise typer.Exit(_PROBLEMS)
 
 

@@ -71,6 +71,9 @@ def batch_of(family):
 RARE = (
     *(
         "Weibull",
+        "NegativeBinomial2",
+        "LKJCholesky",
+        "LowRank",
         "Kumaraswamy",
         "VonMises",
         "BetaBinomial",

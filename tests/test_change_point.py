@@ -29,22 +29,26 @@ def test_dynamic_programming():
     np.testing.assert_allclose(exact.places.sum(1), np.arange(11), atol=1e-10)
 
 
-def test_reversible_jump_finds_the_posterior_of_the_number(key):
+@pytest.mark.parametrize("num_draws", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_reversible_jump_finds_the_posterior_of_the_number(num_draws, key):
     model = ChangePoint()
     method = mcmc.Chains(
-        model.kernel(COUNTS), num_warmup=1000, num_draws=3000, thinning=10, is_unconstrained=False
+        model.kernel(COUNTS), num_warmup=1000, num_draws=num_draws, thinning=10, is_unconstrained=False
     )
     posterior = qbs.fit(model, COUNTS, method=method, key=key, progress=False)
     count, exact = posterior.samples["count"], model.exact(COUNTS).probabilities
     statistics = chain_statistics(count)
-    assert statistics["r_hat"] < 1.01
     for number, probability in enumerate(exact):
         found = chain_statistics((count == number).astype(float))
         if found["ess_bulk"] > 100:
             gap = abs(np.mean(count == number) - probability)
             assert gap < 4 * np.sqrt(probability * (1 - probability) / found["ess_bulk"])
     distance = 0.5 * np.abs(np.bincount(count.ravel(), minlength=11) / count.size - exact).sum()
-    assert distance < 0.03
+    errors = np.sqrt(exact * (1 - exact) / statistics["ess_bulk"])
+    assert distance < 4 * 0.5 * errors.sum()
+    if num_draws == 3000:
+        assert statistics["r_hat"] < 1.01
+        assert distance < 0.03
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ METHODS = {
         ),
     ),
     "Dynesty": (normal, nested.Dynesty(num_live=60, dlogz=0.5)),
-    "nested Slice": (normal, nested.Slice(num_live=60, dlogz=0.5, min_ess=150)),
+    "nested Slice": (normal, nested.Slice(num_live=40, num_steps=4, dlogz=0.5, min_ess=150)),
     "Tempered": (normal, smc.Tempered(num_particles=64, num_islands=4)),
     "ResampleMove": (series_of_normals, smc.ResampleMove(num_particles=64, num_islands=4)),
     "ParticleFilter": (states, smc.ParticleFilter(num_particles=50, num_islands=4, num_paths=5)),

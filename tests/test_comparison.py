@@ -273,7 +273,6 @@ for call, error, words in cases:
 """
 
 
-@pytest.mark.serial
 def test_wrong_types_are_explained():
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,8 @@ PAGES = [
     pytest.param("docs/guides/unknown_dimension.md", marks=pytest.mark.slow),
     "docs/guides/long_runs.md",
     "docs/guides/slow_likelihoods.md",
+    "docs/guides/surrogates.md",
+    "docs/guides/which_sampler.md",
     "docs/guides/learn_a_dag.md",
     "docs/architecture.md",
     "docs/methods/chains.md",

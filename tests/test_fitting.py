@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import qbs
+from qbs.inference import fitting
 from qbs.inference.mcmc import NUTS
 from qbs.inference.nested import Dynesty
 
@@ -36,7 +37,9 @@ def counts(y):
         ),
     ],
 )
-def test_default_method_is_chosen_and_said(model, chosen, because, key, capsys):
+def test_default_method_is_chosen_and_said(model, chosen, because, key, capsys, monkeypatch):
+    for name, quick in (("NUTS", SHORT), ("Dynesty", COARSE)):
+        monkeypatch.setattr(fitting, name, lambda quick=quick: quick)
     posterior = qbs.fit(model, Y, key=key)
     said = capsys.readouterr().err
     assert f"is fitted by {chosen} (" in said

@@ -42,7 +42,12 @@ SPLIT = mcmc.Split(
 
 
 @pytest.mark.parametrize(
-    "moves", [[BIRTH], [SPLIT], [BIRTH, SPLIT]], ids=["birth and death", "split and merge", "both"]
+    "moves",
+    [
+        pytest.param([BIRTH], id="birth and death"),
+        pytest.param([SPLIT], id="split and merge"),
+        pytest.param([BIRTH, SPLIT], id="both", marks=pytest.mark.slow),
+    ],
 )
 def test_reversible_jump_is_invariant_exactly(moves):
     kernel = mcmc.reversible_jump(*moves, slots=["z"])
@@ -83,7 +88,7 @@ def test_model_probabilities_in_closed_form(moves, key):
     jumps = mcmc.reversible_jump(*moves, slots=["mean"], min_count=1)
     within = mcmc.on_sites(mcmc.RandomWalk(0.5), ["mean"])
     method = mcmc.Chains(
-        mcmc.cycle(jumps, within), num_chains=16, num_warmup=500, num_draws=3000, is_unconstrained=False
+        mcmc.cycle(jumps, within), num_chains=16, num_warmup=200, num_draws=1000, is_unconstrained=False
     )
     posterior = qbs.fit(one_or_two_means, Y, method=method, key=key, progress=False)
     is_two = posterior.samples["count"] == 2

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.serial
-
 SNAPSHOT = """
 import logging, sys, warnings
 

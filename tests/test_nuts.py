@@ -94,10 +94,10 @@ def _mean_and_mcse(draws):
 )
 def test_moments_are_numpyros(name, key):
     model, data = _case(name)
-    settings = {"num_warmup": 500, "num_chains": 4}
-    ours = qbs.fit(model, *data, method=NUTS(num_draws=1000, target_accept=0.95, **settings), key=key)
+    settings = {"num_warmup": 300, "num_chains": 4}
+    ours = qbs.fit(model, *data, method=NUTS(num_draws=500, target_accept=0.95, **settings), key=key)
     kernel = infer.NUTS(model, target_accept_prob=0.95)
-    theirs = infer.MCMC(kernel, num_samples=1000, chain_method="vectorized", progress_bar=False, **settings)
+    theirs = infer.MCMC(kernel, num_samples=500, chain_method="vectorized", progress_bar=False, **settings)
     theirs.run(jax.random.fold_in(key, 1), *data)
     reference = theirs.get_samples(group_by_chain=True)
     assert set(ours.samples) == set(reference)
@@ -147,9 +147,9 @@ def _state_space(y=None, length=None):
 
 def test_a_jax_scan_around_sites_is_fitted(key):
     y = np.sin(np.arange(10.0))
-    posterior = qbs.fit(_state_space, y, method=NUTS(), key=key)
+    posterior = qbs.fit(_state_space, y, method=NUTS(num_warmup=300, num_draws=300), key=key)
     assert posterior.problems == []
-    assert posterior.samples["x"].shape == (4, 1000, 10)
+    assert posterior.samples["x"].shape == (4, 300, 10)
     assert posterior.derived == ("last",)
     np.testing.assert_array_equal(posterior.samples["x"][..., -1], posterior.samples["last"])
     _, mean, variance = kalman(y)
@@ -197,9 +197,10 @@ def test_dense_mass_matrix_follows_correlation(key):
         numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), covariance))
 
     # Float64, so that a correlation of 0.99 is not lost in the Cholesky factor.
-    method = NUTS(num_draws=500, num_warmup=500, dense_mass=True)
+    settings = {"num_draws": 200, "num_warmup": 300}
+    method = NUTS(dense_mass=True, **settings)
     dense = qbs.fit(model, method=method, key=key, precision="float64")
-    diagonal = qbs.fit(model, method=NUTS(num_draws=500, num_warmup=500), key=key, precision="float64")
+    diagonal = qbs.fit(model, method=NUTS(**settings), key=key, precision="float64")
     for posterior in (dense, diagonal):
         product, error = _mean_and_mcse(posterior.samples["x"][..., 0] * posterior.samples["x"][..., 1])
         assert abs(product[0] - 0.99) < 4 * error[0]

@@ -1023,6 +1023,7 @@ def compare(this: Case) -> dict[bool, tuple[float, float]]:
 
 # Much to compile; what they show, others show as well.
 SLOW = (
+    "counts",
     "matrices",
     "Gaussian process",
     "univariate",

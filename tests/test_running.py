@@ -97,7 +97,11 @@ def walk_there_and_back(ys):
 
 @pytest.mark.parametrize(
     ("settings", "threshold"),
-    [({"num_path_nodes": 900}, 1.0), ({"num_path_nodes": 900}, 0.6), ({"chunk_size": 7}, 0.6)],
+    [
+        pytest.param({"num_path_nodes": 900}, 1.0, marks=pytest.mark.slow),
+        ({"num_path_nodes": 900}, 0.6),
+        ({"chunk_size": 7}, 0.6),
+    ],
 )
 def test_what_saves_memory_changes_nothing(settings, threshold, key):
     """Paths from a tree, and particles in chunks, are those that are stored and evaluated whole."""

@@ -1,9 +1,6 @@
-"""Likelihoods that take long, hang, fail or kill their worker: by executors, in a log on disk, reweighted."""
+"""Likelihoods that take long, hang, fail or kill their worker, by executors."""
 
 import concurrent.futures
-import errno
-import functools
-import json
 import math
 import multiprocessing
 import os
@@ -12,53 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import jax
 import numpy as np
-import numpyro.distributions as dist
 import psutil
 import pytest
 import slow_functions
 from scipy.stats import norm
+from slow_fits import METHOD, PRIORS, AtOnce, fit, require_same
 
 import qbs
-from qbs.errors import CheckpointError, ExecutorError, LikelihoodError, ModelError
-from qbs.inference import checkpoint, executors
+from qbs.errors import ExecutorError, LikelihoodError, ModelError
+from qbs.inference import executors
 from qbs.inference.black_box import BlackBox, Status
 from qbs.inference.calls import Caller
-from qbs.inference.nested import Dynesty, call_file, read_calls
+from qbs.inference.nested import Dynesty, read_calls
 from qbs.inference.progress import ProgressLine
 
-pytestmark = pytest.mark.serial
-METHOD = Dynesty(num_live=40, dlogz=0.5, batch_size=8)
-SHORT = Dynesty(num_live=40, dlogz=0.5, batch_size=8, max_calls=300)
-PRIORS = {"x": dist.Uniform(0, 1)}
-LINE = {"x": dist.Uniform(0, 1), "y": dist.Uniform(0, 1)}
-
-
-def fit(function, *data, priors=PRIORS, method=METHOD, seed=1, **settings):
-    target = qbs.Target(function, priors, name="box")
-    return qbs.fit(target, *data, method=method, key=jax.random.key(seed), **settings)
-
-
-def require_same(found, expected):
-    assert found.log_evidence == expected.log_evidence
-    assert found.log_evidence_error == expected.log_evidence_error
-    assert found.num_likelihood_calls == expected.num_likelihood_calls
-    assert found.problems == expected.problems
-    np.testing.assert_array_equal(found.log_weights, expected.log_weights)
-    for name, values in expected.samples.items():
-        np.testing.assert_array_equal(found.samples[name], values)
-
-
-class AtOnce:
-    """The least that looks like an executor, in this process."""
-
-    def submit(self, function, *args):
-        future = concurrent.futures.Future()
-        future.set_result(function(*args))
-        return future
+alone = pytest.mark.serial  # what a busy machine may make look as if it hung
 
 
 class DaemonThreads:
@@ -263,7 +230,9 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("way", slow_functions.WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=alone if way == "hang" else ()) for way in slow_functions.WAYS]
+)
 def test_a_bad_call_is_found_and_the_others_go_on(way):
     tasks = points(0.5, 0.9, 0.4, 0.3, 0.6, 0.5, 0.45)
     outcomes, failures = make(
@@ -311,14 +280,18 @@ def test_failures_count_as_impossible_and_are_told():
     )
 
 
-@pytest.mark.parametrize("way", ["hang", "die", "none"])
-def test_a_run_survives_a_few_bad_calls(way, whole):
+@pytest.fixture(scope="module")
+def raising():
+    return fit(slow_functions.bad, "raise", 0.985)
+
+
+@pytest.mark.parametrize("way", [pytest.param("hang", marks=alone), "die", "none"])
+def test_a_run_survives_a_few_bad_calls(way, raising):
     settings = qbs.Calls(2, timeout=0.5 if way == "hang" else None, retries=0)
     found = fit(slow_functions.bad, way, 0.985, executor=settings)
-    expected = fit(slow_functions.bad, "raise", 0.985)
-    assert found.provenance["num_failed_calls"] == expected.provenance["num_failed_calls"] > 0
-    assert found.log_evidence == expected.log_evidence
-    np.testing.assert_array_equal(found.samples["x"], expected.samples["x"])
+    assert found.provenance["num_failed_calls"] == raising.provenance["num_failed_calls"] > 0
+    assert found.log_evidence == raising.log_evidence
+    np.testing.assert_array_equal(found.samples["x"], raising.samples["x"])
 
 
 def test_too_many_failures_stop_the_run_and_lose_nothing(tmp_path):
@@ -376,6 +349,7 @@ def _waiting(p, gate):
     return float(p["x"])
 
 
+@alone
 def test_a_call_that_hangs_in_an_executor_is_given_up():
     gate = threading.Event()
     outcomes, _ = make(
@@ -385,6 +359,7 @@ def test_a_call_that_hangs_in_an_executor_is_given_up():
     assert [outcome.status == Status.TIMED_OUT for outcome in outcomes] == [False, True, False, False, False]
 
 
+@alone
 def test_an_executor_whose_workers_all_hang_ends_the_run(monkeypatch):
     """Calls that wait for a worker are not taken for calls that hang."""
     monkeypatch.setattr(executors, "_PATIENCE", 0.5)
@@ -419,6 +394,7 @@ def test_an_executor_that_loses_a_worker_is_asked_again():
 # Interrupts and progress.
 
 
+@alone
 @pytest.mark.parametrize("executor", [2, DaemonThreads(2)], ids=["own", "other"])
 def test_an_interrupt_stops_at_once_and_keeps_what_is_done(executor):
     found = {}
@@ -439,6 +415,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_done(executor):
             assert set(again) == {0, 1}
 
 
+@alone
 def test_the_line_of_progress_tells_of_slow_calls():
     texts = []
 
@@ -452,362 +429,3 @@ def test_the_line_of_progress_tells_of_slow_calls():
         caller.make(points(1, 2, math.nan, 4), range(4), lambda *_: None)
     assert texts[-1].startswith("3 calls made at 0.02")
     assert texts[-1].endswith(" s, 1 failed")
-
-
-# The log on disk.
-
-
-@pytest.fixture
-def counted(tmp_path):
-    """A fit in two dimensions whose calls leave lines in files, and the count of these."""
-    folder = tmp_path / "lines"
-    folder.mkdir()
-
-    def count():
-        return sum(len(path.read_text().splitlines()) for path in folder.iterdir())
-
-    run = functools.partial(fit, slow_functions.counting, str(folder), priors=LINE, method=SHORT, seed=7)
-    return run, count
-
-
-def test_kill_9_loses_no_call(counted, tmp_path):
-    run, count = counted
-    path = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path / "lines"), path])
-    log = tmp_path / "run.calls"
-    while not log.exists() or len(read_calls(path).points) < 50:
-        assert process.poll() is None
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done too soon for this test"
-    assert psutil.wait_procs(children, timeout=20)[1] == []  # workers end with it
-    kept = read_calls(path)
-    num_kept, num_made = len(kept.points), count() - 1  # one to try it
-    assert num_kept <= num_made <= num_kept + 2  # two workers may have been at one each
-    found = run(checkpoint=path)
-    assert found.provenance["num_new_calls"] == found.num_likelihood_calls - num_kept
-    assert count() - 2 == num_made + found.provenance["num_new_calls"]
-    np.testing.assert_array_equal(read_calls(path).points[:num_kept], kept.points)
-    require_same(found, run())
-
-
-def test_a_log_is_read_back(tmp_path):
-    path = tmp_path / "run.checkpoint"
-    priors = {"a": dist.Uniform(-1, 3).expand([2]), "b": dist.Normal(0, 1), "n": dist.Poisson(3.0)}
-
-    def log_likelihood(p):
-        if float(p["b"]) > 1.5:
-            raise RuntimeError("too large")
-        return -float(np.sum(np.asarray(p["a"]) ** 2) + p["b"] ** 2 + abs(int(p["n"]) - 2))
-
-    found = fit(log_likelihood, priors=priors, method=SHORT, checkpoint=path)
-    for name in (path, tmp_path / "run.checkpoint.calls"):
-        calls = read_calls(name)
-        assert len(calls.points) == found.num_likelihood_calls
-        assert calls.points.shape[1] == 4
-        assert list(calls.parameters) == ["a", "b", "n"]
-        assert calls.parameters["a"].shape == (len(calls.points), 2)
-        a, b, n = calls.parameters.values()
-        is_good = calls.status == Status.OK
-        np.testing.assert_array_equal(is_good, b <= 1.5)
-        expected = -(np.sum(a**2, axis=1) + b**2 + np.abs(n - 2))
-        np.testing.assert_allclose(calls.log_likelihood[is_good], expected[is_good], rtol=1e-12)
-        assert np.all(calls.log_likelihood[~is_good] == -math.inf)
-        np.testing.assert_allclose(calls.points[:, 2], norm.cdf(b), atol=1e-9)
-        assert np.all(calls.seconds >= 0)
-        assert {calls.reasons[i] for i in np.flatnonzero(~is_good)} == {"raised RuntimeError: too large"}
-    lines = (tmp_path / "run.checkpoint.failures").read_text().splitlines()
-    said = json.loads(lines[0])
-    assert (said["status"], said["reason"]) == ("RAISED", "raised RuntimeError: too large")
-    assert said["parameters"]["b"] > 1.5
-    with pytest.raises(FileNotFoundError, match="there is no log of calls"):
-        read_calls(tmp_path / "other")
-    checkpoint.discard(path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def stopped(tmp_path, counted):
-    """The files of a run that is done, and how to go on from them."""
-    run, _ = counted
-    path = tmp_path / "run"
-    whole = run(checkpoint=path)
-    require_same(run(checkpoint=path), whole)
-
-    def go_on():
-        found = run(checkpoint=path)
-        problems = [problem for problem in found.problems if problem not in whole.problems]
-        found.problems[:] = whole.problems
-        require_same(found, whole)
-        return found.provenance["num_new_calls"], problems
-
-    return path, tmp_path / "run.calls", go_on
-
-
-def test_a_torn_record_is_cut_off(stopped):
-    _, log, go_on = stopped
-    data = log.read_bytes()
-    size = call_file.read(log).layout.record.itemsize
-    log.write_bytes(data[:-5])
-    assert go_on() == (1, [])
-    assert log.stat().st_size == len(data)
-    log.write_bytes(data[:-size] + b"\0" * 3 * size)  # as after a power cut
-    assert go_on() == (1, [])
-    assert log.stat().st_size == len(data)
-
-
-def test_a_damaged_record_is_left_out_and_told(stopped):
-    _, log, go_on = stopped
-    data, before = bytearray(log.read_bytes()), call_file.read(log)
-    data[-10 * before.layout.record.itemsize + 3] ^= 1
-    log.write_bytes(data)
-    num_new, problems = go_on()
-    assert num_new == 1
-    assert problems == [f"1 damaged records of {log} were left out, and their calls made again."]
-    assert len(read_calls(log).points) == len(before.records)  # one less, and one more
-
-
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (lambda path, log: log.write_bytes(b"something else"), "is not a log of likelihood calls"),
-        (lambda path, log: log.write_bytes(b""), "is not a log of likelihood calls"),
-        (lambda path, log: log.write_bytes(b"QBSCALLS\1\0\0\0" + log.read_bytes()[12:40]), "its header"),
-        (lambda path, log: log.write_bytes(b"QBSCALLS\2" + log.read_bytes()[9:]), "format version 2"),
-        (lambda path, log: log.unlink(), r"run.calls is missing, the log of the \d+ calls"),
-        (lambda path, log: path.unlink(), "run.calls is a log of calls without its checkpoint"),
-    ],
-    ids=["other", "empty", "header", "newer", "missing", "alone"],
-)
-def test_files_that_do_not_belong_are_refused(stopped, harm, words):
-    path, log, go_on = stopped
-    harm(path, log)
-    before = {file: file.read_bytes() for file in (path, log) if file.exists()}
-    with pytest.raises(CheckpointError, match=words):
-        go_on()
-    assert {file: file.read_bytes() for file in (path, log) if file.exists()} == before
-
-
-def test_a_log_of_another_run_is_refused(stopped, tmp_path):
-    _, log, go_on = stopped
-    other = tmp_path / "other"
-    fit(slow_functions.counting, str(tmp_path / "lines"), priors=LINE, method=SHORT, seed=8, checkpoint=other)
-    log.write_bytes((tmp_path / "other.calls").read_bytes())
-    with pytest.raises(CheckpointError, match=r"run.calls is of another run: seed\[1\] was 8 and is 7"):
-        go_on()
-
-
-def test_a_log_of_other_dimensions_is_refused(stopped):
-    _, log, go_on = stopped
-    found = call_file.read(log)
-    call_file.create(log, found.identity, call_file.Layout(1, (("z", ()),)))
-    words = "its points have 1 dimensions and its parameters are z; here they are 2 and x, y"
-    with pytest.raises(CheckpointError, match=words):
-        go_on()
-
-
-@pytest.mark.parametrize("recovers", [True, False])
-def test_a_full_disk_costs_the_log_and_not_the_run(recovers, counted, tmp_path, monkeypatch, capsys):
-    run, _ = counted
-    whole = run()
-    num_written = 0
-
-    def write(descriptor, data):
-        nonlocal num_written
-        is_full = num_written > 3000 and not (recovers and num_written > 3500)
-        num_written += 50 if is_full else 0
-        if is_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        num_written += (done := os.write(descriptor, data[:37]))  # not all at once
-        return done
-
-    with monkeypatch.context() as patch:
-        patch.setattr(call_file, "_write", write)
-        found = run(checkpoint=tmp_path / "run")
-    assert capsys.readouterr().err.count("No space left on device); the run goes on") == 1
-    if recovers:
-        require_same(found, whole)
-        assert len(read_calls(tmp_path / "run").points) == whole.num_likelihood_calls
-    else:
-        assert "run.calls could not be written: [Errno 28]" in found.problems.pop()
-        require_same(found, whole)
-        num_kept = len(read_calls(tmp_path / "run").points)
-        assert 0 < num_kept < whole.num_likelihood_calls
-        again = run(checkpoint=tmp_path / "run")
-        assert again.provenance["num_new_calls"] == whole.num_likelihood_calls - num_kept
-        require_same(again, whole)
-
-
-def test_a_run_goes_on_with_other_workers(counted, tmp_path):
-    run, _ = counted
-    path = tmp_path / "run"
-
-    class Stopping(AtOnce):
-        num_calls = 0
-
-        def submit(self, function, *args):
-            self.num_calls += 1
-            if self.num_calls == 100:
-                raise KeyboardInterrupt
-            return super().submit(function, *args)
-
-    first = run(checkpoint=path, executor=Stopping())
-    assert first.provenance["is_interrupted"]
-    num_kept = len(read_calls(path).points)
-    assert num_kept == first.num_likelihood_calls == 98  # one was to load the likelihood
-    found = run(checkpoint=path, executor=2)
-    assert found.provenance["num_new_calls"] == found.num_likelihood_calls - num_kept
-    require_same(found, run())
-
-
-# Reweighting.
-
-
-def shifted(mean):
-    def log_likelihood(p):
-        return -0.5 * ((p["x"] - mean) / 0.1) ** 2
-
-    return log_likelihood
-
-
-def python_shifted(p, mean):
-    return -0.5 * ((float(p["x"]) - mean) / 0.1) ** 2
-
-
-@pytest.fixture(scope="module")
-def gaussian():
-    target = qbs.Target(shifted(0.5), PRIORS, derived=lambda p: {"double": 2 * p["x"]})
-    return qbs.fit(target, method=Dynesty(num_live=250, dlogz=0.05), key=jax.random.key(3))
-
-
-@pytest.mark.parametrize("mean", [0.45, 0.6, 0.7])
-def test_reweighting_in_closed_form(mean, gaussian):
-    found = qbs.reweight(gaussian, shifted(mean))
-    low, high = (0 - mean) / 0.1, (1 - mean) / 0.1
-    truth = math.log(0.1 * math.sqrt(2 * math.pi) * (norm.cdf(high) - norm.cdf(low)))
-    assert abs(found.log_evidence - truth) < 3 * found.log_evidence_error
-    old = math.log(0.1 * math.sqrt(2 * math.pi) * (norm.cdf(5) - norm.cdf(-5)))
-    ratio = found.provenance["reweighted"]
-    assert abs(ratio["log_evidence_ratio"] - (truth - old)) < 3 * ratio["log_evidence_ratio_error"]
-    assert abs(found.mean("x") - mean) < 4 * 0.1 / math.sqrt(found.ess)
-    assert abs(found.sd("x") - 0.1) < 4 * 0.1 / math.sqrt(2 * found.ess)
-    assert found.log_evidence_error > gaussian.log_evidence_error
-    assert found.ess < gaussian.ess
-    np.testing.assert_array_equal(found.samples["double"], gaussian.samples["double"])
-    assert found.derived == ("double",)
-    assert abs(found.weights.sum() - 1) < 1e-12
-    assert found.problems == []
-
-
-def test_the_same_likelihood_changes_nothing(gaussian):
-    found = qbs.reweight(gaussian, qbs.Target(shifted(0.5), PRIORS))
-    np.testing.assert_allclose(found.weights, gaussian.weights, rtol=1e-9)
-    assert found.log_evidence == pytest.approx(gaussian.log_evidence, abs=1e-12)
-    assert found.log_evidence_error == pytest.approx(gaussian.log_evidence_error, abs=1e-12)
-
-
-@pytest.mark.parametrize("executor", [None, AtOnce()], ids=["here", "executor"])
-def test_reweighting_by_a_python_likelihood(executor, gaussian):
-    expected = qbs.reweight(gaussian, shifted(0.55))
-    found = qbs.reweight(gaussian, python_shifted, 0.55, executor=executor)
-    np.testing.assert_allclose(found.log_weights, expected.log_weights, rtol=1e-9, atol=1e-9)
-    assert found.num_likelihood_calls == gaussian.log_weights.size
-
-
-def test_reweighting_by_a_model(key):
-    import numpyro
-
-    def model(y):
-        mean = numpyro.sample("mean", dist.Normal(0, 2))
-        numpyro.sample("y", dist.Normal(mean, 1), obs=y)
-
-    def truth(y):
-        covariance = np.eye(len(y)) + 4
-        return -0.5 * (
-            y @ np.linalg.solve(covariance, y)
-            + np.linalg.slogdet(covariance)[1]
-            + len(y) * math.log(2 * math.pi)
-        )
-
-    y, more = np.array([1.0, 2.0, 0.5]), np.array([1.0, 2.0, 0.5, 0.2])
-    fitted = qbs.fit(model, y, method=Dynesty(num_live=300), key=key)
-    found = qbs.reweight(fitted, qbs.reify(model), more)
-    assert abs(found.log_evidence - truth(more)) < 3 * found.log_evidence_error
-    assert found.provenance["data_sha256"] != fitted.provenance["data_sha256"]
-    chains = qbs.fit(model, y, method=qbs.inference.mcmc.NUTS(num_draws=500), key=key)
-    ratio = qbs.reweight(chains, qbs.reify(model), more)
-    assert ratio.log_evidence is None
-    said = ratio.provenance["reweighted"]
-    assert abs(said["log_evidence_ratio"] - (truth(more) - truth(y))) < 4 * said["log_evidence_ratio_error"]
-    assert 0 < said["log_evidence_ratio_error"] < 0.1
-    np.testing.assert_allclose(
-        ratio.stats["log_density"] - ratio.stats["log_likelihood"],
-        chains.stats["log_density"] - chains.stats["log_likelihood"],
-        atol=1e-3,
-    )
-    with pytest.raises(LikelihoodError, match=r"qbs.reify\(model\)"):
-        qbs.reweight(fitted, model, more)
-
-
-def test_reweighting_too_far_is_told(gaussian):
-    found = qbs.reweight(gaussian, shifted(1.05))
-    assert any("effective sample size" in problem for problem in found.problems)
-    rng = np.random.default_rng(0)
-    draws = qbs.Posterior({"x": rng.normal(size=(1, 4000))}, stats={"log_likelihood": np.zeros((1, 4000))})
-
-    def wider(p):  # weights exp(x^2 / 2 * 0.9): their tail has the index 0.9
-        return 0.45 * p["x"] ** 2
-
-    assert any("Pareto k of the new weights is" in problem for problem in qbs.reweight(draws, wider).problems)
-    assert qbs.reweight(draws, lambda p: 0.1 * p["x"]).problems == []
-
-
-def test_draws_that_become_impossible_stay_with_no_weight(gaussian):
-    def failing(p):
-        if float(p["x"]) > 0.65:
-            raise RuntimeError("no")
-        return python_shifted(p, 0.5)
-
-    found = qbs.reweight(gaussian, failing, executor=qbs.Calls(max_failures=1.0))
-    assert found.shape == gaussian.shape
-    np.testing.assert_array_equal(found.weights == 0, gaussian.samples["x"] > 0.65)
-    truth = math.log(norm.cdf(1.5))
-    ratio = found.provenance["reweighted"]
-    assert abs(ratio["log_evidence_ratio"] - truth) < 3 * ratio["log_evidence_ratio_error"]
-    assert any("likelihood calls failed" in problem for problem in found.problems)
-
-
-def test_what_cannot_be_reweighted_is_explained(gaussian):
-    bare = qbs.Posterior({"x": np.zeros((2, 50))})
-    with pytest.raises(ValueError, match=r"recorded no log likelihood of its draws: give them as old="):
-        qbs.reweight(bare, shifted(0.5))
-    assert qbs.reweight(bare, shifted(0.5), old=np.zeros((2, 50))).ess == pytest.approx(100)
-    with pytest.raises(ValueError, match=r"old must have shape \(2, 50\)"):
-        qbs.reweight(bare, shifted(0.5), old=np.zeros((2, 51)))
-    with pytest.raises(ValueError, match="NaN or infinite at 100 draws"):
-        qbs.reweight(bare, shifted(0.5), old=np.full((2, 50), np.nan))
-    with pytest.raises(LikelihoodError, match="is -inf at all"):
-        qbs.reweight(gaussian, lambda p: -np.inf * (1 + p["x"]))
-    with pytest.raises(LikelihoodError, match=r"is nan at x = .* NaN or [+]inf at"):
-        qbs.reweight(gaussian, lambda p: jax.numpy.log(p["x"] - 0.5))
-    with pytest.raises(LikelihoodError, match="raised KeyError: 'z'"):
-        qbs.reweight(gaussian, lambda p: p["z"])
-    with pytest.raises(LikelihoodError, match=r"shape \(2,\)"):
-        qbs.reweight(gaussian, lambda p: jax.numpy.stack([p["x"], p["x"]]))
-    with pytest.raises(ModelError, match="executor= serves likelihoods in plain Python"):
-        qbs.reweight(gaussian, shifted(0.5), executor=2)
-    with pytest.raises(ModelError, match="parameters of 'log_likelihood' and of the fit differ: y"):
-        qbs.reweight(gaussian, qbs.Target(shifted(0.5), LINE))
-
-
-if __name__ == "__main__":
-    fit(
-        slow_functions.counting,
-        sys.argv[1],
-        priors=LINE,
-        method=SHORT,
-        seed=7,
-        executor=2,
-        checkpoint=Path(sys.argv[2]),
-    )

@@ -26,7 +26,7 @@ from qbs.inference.smc.split import find_parameters, split
 YS = np.sin(np.arange(20.0))
 FILTER = ParticleFilter(num_particles=200, num_paths=50)
 MARGINAL = PMMH(num_particles=50, num_warmup=300, num_draws=1000)
-GIBBS = ParticleGibbs(num_particles=10, num_warmup=200, num_draws=500)
+GIBBS = ParticleGibbs(num_particles=10, num_warmup=100, num_draws=250)
 SQUARED = SMC2(num_particles=50, num_inner=50)
 
 

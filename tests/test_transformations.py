@@ -268,8 +268,15 @@ def remembering():
     numpyro.factor("y2", -0.5 * w)
 
 
-@pytest.mark.parametrize("ancestor_sampling", [False, True])
-@pytest.mark.parametrize("model", [markov, two_steps])
+@pytest.mark.parametrize(
+    ("model", "ancestor_sampling"),
+    [
+        (markov, True),
+        (two_steps, False),
+        pytest.param(markov, False, marks=pytest.mark.slow),
+        pytest.param(two_steps, True, marks=pytest.mark.slow),
+    ],
+)
 def test_conditional_populations_keep_the_posterior_of_paths(model, ancestor_sampling):
     program = qbs.reify(model)
     before = qbs.enumerate(qbs.map(qbs.traced(program), lambda both: both[1]))()

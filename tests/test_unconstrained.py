@@ -139,7 +139,7 @@ def plates_and_vectors(y):
 
 @pytest.mark.parametrize(
     "model",
-    [regression, pytest.param(plates_and_vectors, marks=pytest.mark.slow), walk],
+    [regression, *(pytest.param(model, marks=pytest.mark.slow) for model in (plates_and_vectors, walk))],
     ids=lambda model: model.__name__,
 )
 def test_potential_and_gradient_are_numpyros(model):

@@ -6,8 +6,6 @@ In a process of its own, because under test the shapes and types of public funct
 import subprocess
 import sys
 
-import pytest
-
 _SCRIPT = """
 import jax, numpy as np, numpyro, numpyro.distributions as dist
 import qbs
@@ -46,7 +44,6 @@ for call, error, words in cases:
 """
 
 
-@pytest.mark.serial
 def test_wrong_types_are_explained():
     done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

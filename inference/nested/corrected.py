@@ -1,6 +1,7 @@
 """Posterior and evidence from hundreds of likelihood calls: a surrogate, corrected by the truth."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ from qbs.inference.method import Method, require_positive
 from qbs.inference.nested import whitening
 from qbs.inference.nested.correction import Estimate, Round, combined, follow, make_round
 from qbs.inference.nested.gaussian_process import GaussianProcess
+from qbs.inference.nested.genetic import Genetic
+from qbs.inference.nested.importance import Importance
+from qbs.inference.nested.peaks import hunt
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.nested.surrogate import Surrogate, fit_surrogate
 from qbs.inference.nested.training import (
@@ -25,7 +29,7 @@ from qbs.inference.nested.training import (
     first_points,
     train,
 )
-from qbs.inference.problem import Problem
+from qbs.inference.problem import Problem, describe
 from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.diagnostics import LARGEST_PARETO_K, pareto_k, weight_problems
 from qbs.inference.results.posterior import Posterior
@@ -37,7 +41,7 @@ _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
 _HALF = 0.5  # where more of the draws are effective, a tail has no weight
 _LARGEST_SHARE = 0.1  # of one draw
 _LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
-_MAX_CALLS = 2_000
+_MAX_ROUNDS = 16
 _FREE_DRAWS = 20_000, 1_000_000  # at least, at most
 
 
@@ -52,14 +56,18 @@ class Corrected(Method):
     Attributes:
         max_error: Rounds are added until the standard error of the log evidence is below this, in nats,
         min_ess: and until the draws have this effective sample size.
-        surrogate: What is fitted to what a concave quadratic form leaves: `GaussianProcess()`, or
-            `NetworkEnsemble()` for thousands of points.
+        surrogate: What is fitted to what a concave quadratic form leaves: a `GaussianProcess()`, or another
+            `Surrogate`.
+        search: A `Genetic()` search to begin with, whose calls the surrogate learns from too; by default
+            none, as the surrogate finds the way by itself where there is one peak.
+        fallback: What to go on with, from all calls, where the surrogate fails: an `Importance()`; by default
+            the result says that it failed.
         batch_size: Calls made at a time while the surrogate is learned.
         round_size: Calls made at a time to correct it.
         max_training: Give up when the surrogate has not learned the likelihood after so many calls; by
             default 200, and 100 for each dimension.
-        max_calls: Stop after about this many likelihood calls, with the result so far; by default, after ten
-            times as many as were needed to learn the surrogate, and no fewer than 2,000.
+        max_calls: Stop after about this many likelihood calls, with the result so far; by default, after
+            sixteen rounds.
 
     References:
         Veach & Guibas (1995), "Optimally combining sampling techniques", for the weights; Owen & Zhou (2000),
@@ -71,6 +79,8 @@ class Corrected(Method):
     max_error: float = eqx.field(static=True, default=0.03)
     min_ess: int = eqx.field(static=True, default=100)
     surrogate: Surrogate = GaussianProcess()
+    search: Genetic | None = None
+    fallback: Importance | None = None
     batch_size: int = eqx.field(static=True, default=8)
     round_size: int = eqx.field(static=True, default=40)
     max_training: int | None = eqx.field(static=True, default=None)
@@ -86,7 +96,7 @@ class Corrected(Method):
             raise ValueError(f"Corrected: round_size is {self.round_size}; it must be 10 or more")
         if not isinstance(self.surrogate, Surrogate):
             raise ValueError(
-                f"Corrected: surrogate must be GaussianProcess() or NetworkEnsemble(), not {self.surrogate!r}"
+                f"Corrected: surrogate must be a Surrogate such as GaussianProcess(), not {self.surrogate!r}"
             )
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
@@ -103,6 +113,7 @@ class _Run:
         self._method, self._cube, self._line = method, cube, line
         seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
         self._rng = np.random.default_rng(seed)
+        self._search_key, self._fallback_key = jax.random.split(key)
         self._pace = Pace()
         self._rounds: list[Round] = []
         self._num_trained = 0
@@ -112,10 +123,18 @@ class _Run:
         is_interrupted = False
         try:
             trained = self._trained()
-            if not trained.is_right:
+            if trained.is_right:
+                found = hunt(self._cube.log_likelihood, trained.surrogate, trained.known)
+                trained = trained._replace(known=found.known)
+                problems = [] if found.peak is None else [self._another(found.peak, found.below)]
+            else:
                 problems = [self._not_learned(trained)]
-            self._correct(trained)
-            problems += self._wanting()
+            known = trained.known
+            if not problems or self._method.fallback is None:
+                known = self._correct(trained)
+                problems += self._wanting()
+            if problems and self._method.fallback is not None:
+                return self._fallen_back(self._method.fallback, known, problems)
         except KeyboardInterrupt:
             if not self._rounds:
                 raise
@@ -123,11 +142,22 @@ class _Run:
             problems = [f"Interrupted after {len(self._rounds)} rounds: their draws are kept here."]
         return self._result(problems, is_interrupted=is_interrupted)
 
+    def _fallen_back(self, fallback: Importance, known: Known, reasons: list[str]) -> Posterior:
+        found = fallback.explore(self._cube, self._fallback_key, self._line, known)
+        return replace(found, provenance=dict(found.provenance) | {"fell_back": reasons})
+
     def _not_learned(self, trained: Trained) -> str:
         return (
             f"The surrogate had not learned the likelihood after {self._num_trained:,} calls (its last "
             f"error was {trained.error:.2g} nats): the posterior may have more peaks or edges than it can "
             "follow, or other parameters would make it rounder."
+        )
+
+    def _another(self, peak: np.ndarray, below: float) -> str:
+        where = describe(self._cube.parameters(peak[None])[0])
+        return (
+            f"There is another peak at {where}, {below:.2g} nats below the top, that the surrogate "
+            "does not know of: the evidence may lack its share, and that of others."
         )
 
     def _trained(self) -> Trained:
@@ -152,6 +182,10 @@ class _Run:
         dim, count = self._cube.dim, max(6 * self._cube.dim, 16)
         points = first_points(self._rng, dim, count)
         known = Known(points, self._cube.log_likelihood(points))
+        if self._method.search is not None:
+            known = known.with_new(
+                *self._method.search.search(self._cube.log_likelihood, dim, self._search_key)
+            )
         while np.isfinite(known.log_likelihoods).sum() < dim + 2:
             if (
                 self._cube.num_finite == 0
@@ -162,15 +196,15 @@ class _Run:
             known = known.with_new(points, self._cube.log_likelihood(points))
         return known
 
-    def _correct(self, trained: Trained) -> None:
-        """Make rounds until the evidence is accurate, or calls run out."""
+    def _correct(self, trained: Trained) -> Known:
+        """Make rounds until the evidence is accurate, or calls run out; return all points."""
         method, rng, cube = self._method, self._rng, self._cube
-        limit = method.max_calls or max(10 * self._num_trained, _MAX_CALLS)
+        limit = method.max_calls or self._num_trained + _MAX_ROUNDS * method.round_size
         num_free = int(np.clip(16 / method.max_error**2, *_FREE_DRAWS))
         fit = partial(fit_surrogate, method.surrogate, depth=depth_of(cube.dim))
         known, surrogate, free, space = trained.known, trained.surrogate, trained.proposal, trained.whitening
         agrees = True
-        while cube.num_calls < limit and self._wanting():
+        while not self._rounds or (cube.num_calls < limit and self._wanting()):
             before, surrogate = surrogate, fit(*known, space, before=surrogate if agrees else None)
             near, drawn = follow(rng, surrogate, free)
             agrees = not self._rounds or agreement(before, surrogate, drawn) > _LEAST_AGREEMENT
@@ -184,6 +218,7 @@ class _Run:
             is_possible = made.log_likelihoods > -math.inf
             known = known.with_new(made.points[is_possible], made.log_likelihoods[is_possible])
             self._tell_round(limit)
+        return known
 
     @property
     def _counted(self) -> list[Round]:
@@ -249,7 +284,7 @@ class _Run:
                 f"The tail of the weights is heavy (Pareto k {k:.2f}, at most {LARGEST_PARETO_K:g} is "
                 "expected): the error of the evidence may be too small."
             )
-        return problems + weight_problems(found.log_weights, min_ess=min(100, self._method.min_ess))
+        return problems + weight_problems(found.log_weights, min_ess=float(min(100, self._method.min_ess)))
 
     def _tell_stage(self, stage: Stage) -> None:
         calls = self._cube.num_calls

@@ -5,7 +5,7 @@ In a round, a surrogate s is fixed, and points are drawn from a proposal q near 
     Z = Z_s + E_q[(exp(l) - exp(s)) / q]
 
 whatever the surrogate: it is a control variate of the true log likelihood l, and its own integral Z_s costs
-no call. Draws weigh exp(l) / q; the weights are bounded, as q has a share of exp(s) / Z_s and one of the prior.
+no call. Draws weigh exp(l) / q. The weights are bounded, as q has shares of exp(s) / Z_s and of the prior.
 """
 
 import math

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections import deque
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -29,6 +30,50 @@ _MAX_UNIFORM_DIM = 9
 _NO_PROBLEM = ("inefficient", "stopped short")
 _CALLS_IN_BOUNDS = 2.5  # for an iteration, by uniform draws from ellipsoids: a guess for before there are any
 _MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
+
+
+@runtime_checkable
+class Cube(Protocol):
+    """What a sampler asks of a likelihood on the unit cube; see `CubeProblem`."""
+
+    dim: int
+    num_calls: int
+    num_finite: int
+    is_compiled: bool
+    version: int  # another one where the same point may have another value
+
+    def log_likelihood(self, points: np.ndarray) -> np.ndarray:
+        """Return log likelihoods, shape (n,), of points of shape (n, dim)."""
+
+    def impossible(self) -> Exception:
+        """Return the error for a likelihood that is zero wherever it was tried."""
+
+
+class Finished(NamedTuple):
+    """What a nested sampler has found.
+
+    Attributes:
+        points: Weighted draws, in the unit cube.
+        log_likelihoods: There.
+        log_weights: Normalized to a total weight of 1.
+        log_evidence: In nats.
+        log_evidence_error: Its standard error.
+        problems: What a reader must know.
+        provenance: How it went.
+    """
+
+    points: np.ndarray
+    log_likelihoods: np.ndarray
+    log_weights: np.ndarray
+    log_evidence: float
+    log_evidence_error: float
+    problems: list[str]
+    provenance: dict[str, Any]
+
+
+# Called after each iteration with its number, the nats that may be left to find, and the live points with
+# their log likelihoods; whether to go on.
+After = Callable[[int, float, np.ndarray, np.ndarray], bool]
 
 
 class Dynesty(Method):
@@ -78,23 +123,56 @@ class Dynesty(Method):
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run until the evidence is accurate; see `Method.run`."""
         cube = CubeProblem(problem, keeper)
+        with cube.calls.kept():
+            found = self.drive(cube, key, line)
+        samples, derived = cube.values(found.points)
+        return Posterior(
+            samples={name: values[None] for name, values in samples.items()},
+            log_weights=found.log_weights[None],
+            log_evidence=found.log_evidence,
+            log_evidence_error=found.log_evidence_error,
+            num_likelihood_calls=cube.num_calls,
+            problems=found.problems,
+            derived=derived,
+            stats={"log_likelihood": found.log_likelihoods[None]},
+            provenance=found.provenance,
+        )
+
+    def drive(
+        self,
+        cube: Cube,
+        key: Array,
+        line: ProgressLine,
+        live_points: tuple[np.ndarray, np.ndarray] | None = None,
+        after: After | None = None,
+    ) -> Finished:
+        """Run dynesty on a likelihood on the unit cube.
+
+        Args:
+            cube: The likelihood.
+            key: A typed JAX key.
+            line: Where to show progress.
+            live_points: Points to begin with, and their log likelihoods; drawn from the prior by default.
+            after: Called after each iteration.
+        """
         problems: list[str] = []
-        interrupted = False
-        with warnings.catch_warnings(record=True) as caught, cube.calls.kept():
+        interrupted = is_stopped = False
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            sampler = self._sampler(cube, key)
-            reporter = _Reporter(line, cube, sampler, self)
+            sampler = self._sampler(cube, key, live_points)
+            reporter = _Reporter(line, cube, sampler, self, after)
             try:
                 sampler.run_nested(
                     dlogz=self.dlogz, maxcall=self.max_calls, save_bounds=False, print_func=reporter
                 )
-            except KeyboardInterrupt:
-                if sampler.it <= 2:
+            except (KeyboardInterrupt, _StoppedError) as reason:
+                is_stopped, interrupted = True, isinstance(reason, KeyboardInterrupt)
+                if interrupted and sampler.it <= 2:
                     raise
-                interrupted = True
                 sampler.run_nested(maxiter=-1, dlogz=self.dlogz, print_progress=False)  # add the live points
-        if interrupted or (self.max_calls and reporter.remaining > self.dlogz):
-            what = "Interrupted" if interrupted else f"Stopped by max_calls = {self.max_calls:,}"
+        if is_stopped or (self.max_calls and reporter.remaining > self.dlogz):
+            what = "Interrupted" if interrupted else "Stopped by max_calls"
+            what += f" = {self.max_calls:,}" if self.max_calls and not interrupted else ""
             problems.append(
                 f"{what} after {sampler.it - 1:,} iterations, with up to {reporter.remaining:.2g} nats of "
                 f"log evidence left to find (dlogz = {self.dlogz}): the draws so far are kept here; the "
@@ -104,9 +182,9 @@ class Dynesty(Method):
         problems += sorted(
             f"dynesty: {text}" for text in said if not any(word in text for word in _NO_PROBLEM)
         )
-        return self._posterior(sampler, cube, problems, is_interrupted=interrupted)
+        return _finished(sampler, problems, is_interrupted=interrupted)
 
-    def _sampler(self, cube: CubeProblem, key: Array) -> Any:
+    def _sampler(self, cube: Cube, key: Array, live_points: tuple[np.ndarray, np.ndarray] | None) -> Any:
         least = cube.dim + 1
         if self.num_live <= least:
             raise ValueError(
@@ -124,6 +202,7 @@ class Dynesty(Method):
                 nlive=self.num_live,
                 bound=self.bound,
                 sample=_BatchedUniform(ndim=cube.dim, stream=stream) if is_uniform else self.sample,
+                live_points=None if live_points is None else (live_points[0], *live_points),
                 rstate=np.random.default_rng(seed),
                 pool=evaluator,
                 queue_size=1,
@@ -137,26 +216,21 @@ class Dynesty(Method):
             sampler.internal_sampler = sampler.internal_sampler_next
         return sampler
 
-    def _posterior(
-        self, sampler: Any, cube: CubeProblem, problems: list[str], *, is_interrupted: bool
-    ) -> Posterior:
-        results = sampler.results
-        log_weights = np.asarray(results.logwt) - results.logz[-1]
-        kept = np.isfinite(log_weights) & (log_weights > -700)
-        samples, derived = cube.values(np.asarray(results.samples_u)[kept])
-        log_weights = log_weights[kept] - np.logaddexp.reduce(log_weights[kept])
-        problems += weight_problems(log_weights)
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=log_weights[None],
-            log_evidence=float(results.logz[-1]),
-            log_evidence_error=float(results.logzerr[-1]),
-            num_likelihood_calls=cube.num_calls,
-            problems=problems,
-            derived=derived,
-            stats={"log_likelihood": np.asarray(results.logl)[kept][None]},
-            provenance={"num_iterations": int(results.niter), "is_interrupted": is_interrupted},
-        )
+
+def _finished(sampler: Any, problems: list[str], *, is_interrupted: bool) -> Finished:
+    results = sampler.results
+    log_weights = np.asarray(results.logwt) - results.logz[-1]
+    kept = np.isfinite(log_weights) & (log_weights > -700)
+    log_weights = log_weights[kept] - np.logaddexp.reduce(log_weights[kept])
+    return Finished(
+        points=np.asarray(results.samples_u)[kept],
+        log_likelihoods=np.asarray(results.logl)[kept],
+        log_weights=log_weights,
+        log_evidence=float(results.logz[-1]),
+        log_evidence_error=float(results.logzerr[-1]),
+        problems=[*problems, *weight_problems(log_weights)],
+        provenance={"num_iterations": int(results.niter), "is_interrupted": is_interrupted},
+    )
 
 
 def _identity(point: np.ndarray) -> np.ndarray:
@@ -166,7 +240,7 @@ def _identity(point: np.ndarray) -> np.ndarray:
 class _Evaluator:
     """Stands where dynesty expects a pool of workers, and answers a map over points by one batch."""
 
-    def __init__(self, cube: CubeProblem):
+    def __init__(self, cube: Cube):
         self._cube = cube
 
     def one(self, point: np.ndarray) -> float:
@@ -184,14 +258,14 @@ class _Evaluator:
 class _Stream:
     """Evaluated uniform draws from the current bound, used one after another until the bound changes."""
 
-    def __init__(self, cube: CubeProblem, batch_size: int):
+    def __init__(self, cube: Cube, batch_size: int):
         self._cube, self._batch_size = cube, batch_size
         self._waiting: deque[tuple[np.ndarray, float]] = deque()
-        self._version = -1
+        self._version = -1, -1
 
-    def renew(self, version: int) -> None:
-        """Forget the draws from an older bound."""
-        if version != self._version:
+    def renew(self, bound: int) -> None:
+        """Forget the draws from an older bound, and the values of an older likelihood."""
+        if (version := (bound, self._cube.version)) != self._version:
             self._version = version
             self._waiting.clear()
 
@@ -235,11 +309,15 @@ class _BatchedUniform(UniformBoundSampler):
         )
 
 
+class _StoppedError(Exception):
+    """Whoever looks after each iteration wants no more of them."""
+
+
 class _Reporter:
     """Turns dynesty's report of an iteration into a line of progress with an ETA."""
 
-    def __init__(self, line: ProgressLine, cube: CubeProblem, sampler: Any, method: Dynesty):
-        self._line, self._cube, self._sampler = line, cube, sampler
+    def __init__(self, line: ProgressLine, cube: Cube, sampler: Any, method: Dynesty, after: After | None):
+        self._line, self._cube, self._sampler, self._after = line, cube, sampler, after
         self._num_live, self._dlogz = method.num_live, method.dlogz
         is_uniform = isinstance(sampler.internal_sampler, _BatchedUniform)
         self._calls_in_bounds = _CALLS_IN_BOUNDS if is_uniform else 20 + cube.dim  # dynesty's steps of a walk
@@ -254,6 +332,9 @@ class _Reporter:
             return
         self.remaining = float(result.delta_logz)
         self._by_call.note(self._cube.num_calls)
+        live = self._sampler.live_u, self._sampler.live_logl
+        if self._after is not None and not self._after(iteration, self.remaining, *live):
+            raise _StoppedError
         if not self._sampler.unit_cube_sampling:
             self._in_bounds.note(iteration)
             self._bounded_at = self._bounded_at or iteration

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from qbs.inference.nested.surrogate import Surrogate
 
 _NUM_STEPS = 60
+_MOST_FOR_SETTINGS = 384  # points
 # Points are padded to one of these numbers, so that refits seldom compile.
 _SIZES = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _CHUNK = 4096
@@ -52,6 +53,11 @@ class Process(NamedTuple):
         mean, variance = np.concatenate([np.zeros((2, 0)), *parts], axis=1)[:, : len(white)]
         return mean, np.sqrt(variance)
 
+    def mean(self, white: Float[Array, "num_points dim"]) -> Float[Array, " num_points"]:
+        """Return the mean at whitened points, in code that JAX can trace."""
+        kernel = _kernel(white, jnp.asarray(self.points), jnp.asarray(self.settings))
+        return jnp.where(self.is_there, kernel, 0.0) @ jnp.asarray(self.weights)
+
 
 class GaussianProcess(Surrogate):
     """A Gaussian process with a squared-exponential kernel for what a quadratic form leaves.
@@ -86,7 +92,8 @@ def _fitted(white: np.ndarray, values: np.ndarray, before: Process | None) -> Pr
         if before is not None and count < 1.25 * before.num_points:
             settings, chosen_for = before.settings, before.num_points
         else:
-            settings, chosen_for = _chosen(points, known, is_there, before), count
+            some = _some(points, known, is_there)
+            settings, chosen_for = _chosen(*some, before), count
         weights, factor = _solved(settings, points, known, is_there)
         while not np.isfinite(weights).all():  # the covariance was no longer positive
             settings = settings + np.array([*np.zeros(dim + 1), 1.0])
@@ -98,6 +105,17 @@ def _padded_size(count: int) -> int:
     """Return to how many rows so many are padded."""
     place = bisect.bisect_left(_SIZES, count)
     return _SIZES[place] if place < len(_SIZES) else -(-count // 1024) * 1024
+
+
+def _some(
+    points: np.ndarray, values: np.ndarray, is_there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points enough to choose settings by, evenly from all."""
+    count = int(is_there.sum())
+    if count <= _MOST_FOR_SETTINGS:
+        return points, values, is_there
+    places = np.linspace(0, count - 1, _MOST_FOR_SETTINGS).astype(int)
+    return points[places], values[places], is_there[places]
 
 
 def _chosen(

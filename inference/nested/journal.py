@@ -102,9 +102,7 @@ class Journal:
 
     def known(self, point: np.ndarray) -> Outcome | None:
         """Return what came of the next call of the stopped run at a point of the cube, if there was one."""
-        key = point.tobytes()
-        calls = self._known.get(key)
-        if calls is None:
+        if not self._known or (calls := self._known.get(key := point.tobytes())) is None:
             return None
         outcome = calls.popleft()
         if not calls:

@@ -9,13 +9,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.nested.constrained import Course, Walks, are_under_way, begin, judged, proposed
 from qbs.inference.nested.live_points import (
     Dead,
     Live,
+    Vacancies,
     births,
     counted,
     course,
@@ -28,6 +29,7 @@ from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood
 CAPACITY = 32  # iterations that a compiled block can hold
 
 Evaluate = Callable[[np.ndarray], np.ndarray]
+Walk = Callable[[Array, Array, Live, Vacancies], Walks]
 
 
 class Pattern(NamedTuple):
@@ -86,8 +88,8 @@ def compiled_block(
     cube: UnitCube,
     key: Array,
     live: Live,
-    length: ArrayLike,
-    dlogz: ArrayLike,
+    length: Array,
+    dlogz: Array,
     pattern: Pattern,
 ) -> tuple[Live, Block]:
     """Return the live points after up to `length` iterations, and what these gave."""
@@ -174,17 +176,36 @@ _begin, _proposed, _judged, _births = (jax.jit(part) for part in (begin, propose
 
 def python_iteration(evaluate: Evaluate, key: Array, live: Live, pattern: Pattern) -> tuple[Live, Block]:
     """Return the live points after one iteration of a likelihood that is called from Python."""
+    return iteration(partial(python_walks, evaluate, pattern), key, live, pattern)
+
+
+def iteration(walk: Walk, key: Array, live: Live, pattern: Pattern) -> tuple[Live, Block]:
+    """Return the live points after one iteration, in Python.
+
+    Args:
+        walk: Returns walks to new points: from two keys, the live points and the vacancies.
+        key: A typed JAX key.
+        live: The live points.
+        pattern: The shapes of the pass.
+    """
     keys = _keys(key, live)
     live, dead = _deaths(live, pattern.batch)
     vacant = _vacancies(keys.vacancies, live, pattern.batch)
     block = _nothing(live, pattern)._replace(dead=dead)
     if bool(vacant.is_vacant.any()):
-        along = _course(keys.course, live, pattern.batch, pattern.num_steps)
-        start = live.points[vacant.starts], live.log_likelihoods[vacant.starts]
-        walks = _walked_in_python(evaluate, keys.walks, *start, along, vacant.is_vacant)
+        walks = walk(keys.course, keys.walks, live, vacant)
         live, ranks = _births(keys.births, live, vacant, walks)
         block = block._replace(ranks=ranks, num_trials=walks.num_trials)
     return counted(live), jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], block)
+
+
+def python_walks(
+    evaluate: Evaluate, pattern: Pattern, of_course: Array, of_walks: Array, live: Live, vacant: Vacancies
+) -> Walks:
+    """Return walks by slices to new points, from live points, of a likelihood that is called from Python."""
+    along = _course(of_course, live, pattern.batch, pattern.num_steps)
+    start = live.points[vacant.starts], live.log_likelihoods[vacant.starts]
+    return _walked_in_python(evaluate, of_walks, *start, along, vacant.is_vacant)
 
 
 def _walked_in_python(

@@ -21,7 +21,9 @@ from qbs.inference.nested.journal import Journal
 from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood, cube_values, unit_cube
 from qbs.inference.problem import Problem, describe, nonfinite_data
 
-_CHUNK = 1024  # points whose values are computed in one call
+# Points whose values are computed in one call, the last with padding: where the likelihood is compiled they
+# are all draws, at the end; where it is not, a batch at a time.
+_CHUNK = {True: 1024, False: 32}
 
 
 class CubeProblem:
@@ -35,6 +37,7 @@ class CubeProblem:
         num_calls: Log likelihoods computed so far, those found in the log of a stopped run included.
         num_finite: How many of them were finite.
         is_compiled: Whether a batch is one compiled call, or Python calls of each point.
+        version: Always the same, as a point always has the same value.
 
     Args:
         problem: The problem.
@@ -45,9 +48,12 @@ class CubeProblem:
         CheckpointError: If the log of the calls is of another run, damaged or missing.
     """
 
+    version = 0
+
     def __init__(self, problem: Problem, keeper: Keeper):
         self._problem = problem
         self._cube = unit_cube(problem.bound)
+        self._latent = tuple(problem.latent)
         self.dim = self._cube.dim
         self.num_calls = self.num_finite = 0
         self.is_compiled = problem.black_box is None
@@ -57,7 +63,7 @@ class CubeProblem:
         else:
             layout = Layout(self.dim, tuple((name, site.shape) for name, site in problem.latent.items()))
             caller = problem.caller or Caller(problem.black_box)
-            self.calls = _PythonCalls(caller, Journal(keeper, layout), self._python_parameters)
+            self.calls = _PythonCalls(caller, Journal(keeper, layout), self.parameters)
 
     @property
     def num_new_calls(self) -> int:
@@ -93,7 +99,7 @@ class CubeProblem:
 
     def _count(self, values: np.ndarray) -> None:
         self.num_calls += len(values)
-        self.num_finite += int(np.sum(np.isfinite(values)))
+        self.num_finite += int(np.count_nonzero(np.isfinite(values)))
 
     def _require_valid(self, values: np.ndarray, points: np.ndarray) -> None:
         invalid = np.flatnonzero(np.isnan(values) | np.isposinf(values))
@@ -120,8 +126,11 @@ class CubeProblem:
     def parameters(self, points: np.ndarray) -> list[dict[str, Any]]:
         """Return the latent values at points of the cube, one dictionary a point."""
         columns = self._columns(points)
-        latent = self._problem.latent
-        return [{name: columns[name][i] for name in latent} for i in range(len(points))]
+        latent = [columns[name] for name in self._latent]
+        for values in latent:
+            values.flags.writeable = False  # what a likelihood writes into its parameters would be logged
+        rows = zip(*latent, strict=True)
+        return [dict(zip(self._latent, row, strict=True)) for row in rows]
 
     def values(self, points: np.ndarray) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Return latent and derived values at points of the cube, and the names of the derived ones."""
@@ -135,20 +144,17 @@ class CubeProblem:
         return self._problem.in_order(columns)
 
     def _columns(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        padded = -(-len(points) // _CHUNK) * _CHUNK
-        filled = np.concatenate([points, np.full((padded - len(points), self.dim), 0.5)])
+        chunk = 1 if len(points) == 1 else _CHUNK[self.is_compiled]  # walks ask for one at a time
+        if missing := -len(points) % chunk:
+            points = np.concatenate([points, np.full((missing, self.dim), 0.5)])
         parts = [
-            _batch_values(self._problem.bound, self._cube, filled[start : start + _CHUNK])
-            for start in range(0, padded, _CHUNK)
+            _batch_values(self._problem.bound, self._cube, points[start : start + chunk])
+            for start in range(0, len(points), chunk)
         ]
         return {
-            name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(points)]
+            name: np.concatenate([np.asarray(part[name]) for part in parts])[: len(points) - missing]
             for name in parts[0]
         }
-
-    def _python_parameters(self, point: np.ndarray) -> dict[str, Any]:
-        values = _values(self._problem.bound, self._cube, point)
-        return {name: np.asarray(values[name])[()] for name in self._problem.latent}
 
 
 class _PythonCalls:
@@ -157,10 +163,12 @@ class _PythonCalls:
     Args:
         caller: Makes them.
         journal: Their log.
-        parameters: From a point of the cube to what the likelihood is called with.
+        parameters: From points of the cube to what the likelihood is called with.
     """
 
-    def __init__(self, caller: Caller, journal: Journal, parameters: Callable[[np.ndarray], dict[str, Any]]):
+    def __init__(
+        self, caller: Caller, journal: Journal, parameters: Callable[[np.ndarray], list[dict[str, Any]]]
+    ):
         self._caller, self._journal, self._parameters = caller, journal, parameters
         self._num_before = caller.num_made
 
@@ -177,6 +185,8 @@ class _PythonCalls:
             points: Points of the cube, of shape (n, dim).
             start: The number of the first call in the order of the run.
         """
+        # Also where the outcome is known: a point at the same place of the same batch has the same bits.
+        parameters = self._parameters(points)
         left, failures = [], self._caller.failures
         for place, point in enumerate(points):
             outcome = self._journal.known(point)
@@ -184,9 +194,8 @@ class _PythonCalls:
                 left.append(place)
                 continue
             values[place] = outcome.value
-            parameters = self._parameters(point) if outcome.is_failure else None
-            failures.note(start + place, parameters, outcome)
-        tasks = [self._parameters(points[place]) for place in left]
+            failures.note(start + place, parameters[place], outcome)
+        tasks = [parameters[place] for place in left]
 
         def keep(index: int, outcome: Outcome) -> None:
             place = left[index]
@@ -212,11 +221,6 @@ class _PythonCalls:
 @jax.jit
 def _batch_log_likelihood(bound: BoundModel, cube: UnitCube, points: Array) -> Array:
     return jax.vmap(partial(cube_log_likelihood, bound, cube))(points)
-
-
-@jax.jit
-def _values(bound: BoundModel, cube: UnitCube, point: Array) -> dict[str, Array]:
-    return cube_values(bound, cube, point)
 
 
 @jax.jit

@@ -1,8 +1,7 @@
 """Proposals on the unit cube that follow a target: mixtures of t distributions, wider ones, and the prior."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,7 +15,13 @@ _WIDE_SHARE = 0.2
 _WIDER = 2.0
 _NUM_COMPONENTS = 4
 
-Target = Callable[[np.ndarray], np.ndarray]
+
+@runtime_checkable
+class Target(Protocol):
+    """A log density on the cube, up to a constant."""
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Return it at points."""
 
 
 class FreeProposal(NamedTuple):
@@ -42,7 +47,7 @@ class FreeProposal(NamedTuple):
     def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
         """Return draws, some of them outside the cube."""
         shares = [1 - _PRIOR_SHARE - _WIDE_SHARE, _WIDE_SHARE, _PRIOR_SHARE]
-        counts = rng.multinomial(count, shares)
+        counts = [int(part) for part in rng.multinomial(count, shares)]
         drawn = [
             self.mixture.draw(rng, counts[0]),
             self._wide.draw(rng, counts[1]),

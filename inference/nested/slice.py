@@ -1,23 +1,16 @@
 """Nested sampling by slices: live points replaced in batches, in one compiled program."""
 
-import math
-from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from qbs.inference.checkpoint import Keeper, Saved, pack, unpack
-from qbs.inference.method import Method, Pacer, require_positive
-from qbs.inference.nested.contours import Weighed, weighed
-from qbs.inference.nested.depth import remaining_depth
-from qbs.inference.nested.insertion import insertion_test
-from qbs.inference.nested.live_points import Live, first_live, is_over
+from qbs.inference.checkpoint import Keeper
+from qbs.inference.method import Method, require_positive
+from qbs.inference.nested.live_points import Live
 from qbs.inference.nested.passes import (
-    CAPACITY,
     Block,
     Pattern,
     compiled_block,
@@ -25,17 +18,12 @@ from qbs.inference.nested.passes import (
     spread,
 )
 from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.shrinking import Goals, Run
 from qbs.inference.nested.unit_cube import unit_cube
 from qbs.inference.problem import Problem
-from qbs.inference.progress import Pace, ProgressLine
-from qbs.inference.results.diagnostics import kish_ess, weight_problems
+from qbs.inference.progress import ProgressLine
 from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
-
-_SECTION = "slice"
-_LEAST_P_VALUE = 0.003  # of the insertion-rank test
-_LEFT_BELOW = 0.001  # share of the posterior below the bound from which more points are drawn
-_MAX_FIRST_DRAWS = {True: 200_000, False: 10_000}  # compiled, Python
 
 
 class Slice(Method):
@@ -102,253 +90,34 @@ class Slice(Method):
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run until the evidence is accurate; see `Method.run`."""
-        return _Run(self, problem, key, line, keeper).posterior()
+        cube = CubeProblem(problem, keeper)
+        finder = _Slices(problem, cube, self.pattern(cube.dim), self.dlogz)
+        goals = Goals(self.num_live, self.dlogz, self.max_calls, self.min_ess)
+        return Run(goals, cube, finder, key, line, keeper).posterior()
 
 
-class _Records(NamedTuple):
-    """Samples in the order of their death, and ranks of new points in the order of birth."""
+class _Slices:
+    """Finds new points by slices of the likelihood; see `shrinking.Finder`."""
 
-    points: np.ndarray
-    log_likelihoods: np.ndarray
-    births: np.ndarray
-    ranks: np.ndarray
+    def __init__(self, problem: Problem, cube: CubeProblem, pattern: Pattern, dlogz: float):
+        self._bound, self._unit_cube = problem.bound, unit_cube(problem.bound)
+        self._pattern, self._dlogz = pattern, dlogz
+        self._evaluate = None if cube.is_compiled else cube.log_likelihood
+        self.is_compiled = cube.is_compiled
+        self.remedy = f"num_steps, now {pattern.num_steps}"
 
-    @classmethod
-    def joined(cls, parts: list["_Records"]) -> "_Records":
-        points, log_likelihoods, births, ranks = map(np.concatenate, zip(*parts, strict=True))
-        return cls(points, log_likelihoods, births, ranks)
+    def advanced(self, key: Array, live: Live, length: int) -> tuple[Live, Block]:
+        if self._evaluate is not None:
+            return python_iteration(self._evaluate, key, live, self._pattern)
+        model = self._bound, self._unit_cube
+        limits = jnp.asarray(length), jnp.asarray(self._dlogz)  # plain numbers would be compiled in
+        return jax.block_until_ready(compiled_block(*model, key, live, *limits, self._pattern))
 
-    @classmethod
-    def of_block(cls, block: Block) -> "_Records":
-        is_dead, ranks = np.asarray(block.dead.is_dead), np.asarray(block.ranks)
-        points, log_likelihoods, births = (np.asarray(part)[is_dead] for part in block.dead[:3])
-        return cls(points, log_likelihoods, births, ranks[~np.isnan(ranks)])
+    def spread(self, key: Array, live: Live) -> tuple[Live, Block]:
+        return spread(self._bound, self._unit_cube, key, live, self._pattern, self._evaluate)
 
-    @classmethod
-    def of_live(cls, live: Live) -> "_Records":
-        is_alive = np.asarray(live.is_alive)
-        parts = (live.points, live.log_likelihoods, live.births)
-        points, log_likelihoods, births = (np.asarray(part)[is_alive] for part in parts)
-        return cls(points, log_likelihoods, births, np.zeros(0))
+    def problems(self) -> list[str]:
+        return []
 
-
-class _Draws(NamedTuple):
-    """The draws from the prior with which a run begins.
-
-    Attributes:
-        points: Those that are possible.
-        log_likelihoods: There.
-        num_impossible: Those that are not.
-    """
-
-    points: np.ndarray
-    log_likelihoods: np.ndarray
-    num_impossible: int
-
-
-class _Run:
-    """A run of nested sampling by slices."""
-
-    def __init__(self, method: Slice, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper):
-        self._method, self._problem, self._line, self._keeper = method, problem, line, keeper
-        self._cube = CubeProblem(problem, keeper)
-        self._unit_cube = unit_cube(problem.bound)
-        self._pattern = method.pattern(self._cube.dim)
-        self._prior_key, self._pass_key = jax.random.split(key)
-        self._num_in_blocks = 0
-        self._parts: list[_Records] = []
-
-    def posterior(self) -> Posterior:
-        with self._cube.calls.kept():
-            return self._run()
-
-    def _run(self) -> Posterior:
-        draws = self._first_draws()
-        records, problems, is_interrupted = self._first_pass(draws)
-        if not problems and self._method.min_ess is not None:
-            records, problems, is_interrupted = self._more_passes(draws, records, self._method.min_ess)
-        return self._result(draws, records, problems, is_interrupted=is_interrupted)
-
-    @property
-    def _num_calls(self) -> int:
-        return self._cube.num_calls + self._num_in_blocks
-
-    def _first_draws(self) -> _Draws:
-        """Draw from the prior until there are enough possible points."""
-        num_live, rounds = self._method.num_live, 0
-        points: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        while (num_found := sum(map(len, points))) < num_live:
-            key = jax.random.fold_in(self._prior_key, rounds)
-            new = np.asarray(jax.random.uniform(key, (num_live, self._cube.dim), minval=1e-300))
-            found = self._cube.log_likelihood(new)
-            is_possible = found > -math.inf
-            points, values = [*points, new[is_possible]], [*values, found[is_possible]]
-            rounds += 1
-            if not num_found and self._num_calls >= _MAX_FIRST_DRAWS[self._cube.is_compiled]:
-                raise self._cube.impossible()
-            self._line.update(f"{num_found:,} of {num_live:,} live points, {self._num_calls:,} draws")
-        possible = np.concatenate(points)
-        return _Draws(possible, np.concatenate(values), rounds * num_live - len(possible))
-
-    def _first_pass(self, draws: _Draws) -> tuple[_Records, list[str], bool]:
-        # Those drawn beyond the live points only tell of the volume that is possible.
-        count = self._method.num_live
-        live = first_live(jnp.asarray(draws.points[:count]), jnp.asarray(draws.log_likelihoods[:count]))
-        return self._pass(1, live)
-
-    def _more_passes(
-        self, draws: _Draws, records: _Records, min_ess: int
-    ) -> tuple[_Records, list[str], bool]:
-        """Add points where the posterior is, until its draws are enough."""
-        number = 1
-        while kish_ess((found := _weighed(draws, records)).log_weights) < min_ess:
-            number += 1
-            own, problems, is_interrupted = self._pass(number, self._within(number, records, found))
-            records = _Records.joined([records, own])
-            if problems:
-                return records, problems, is_interrupted
-        return records, [], False
-
-    def _within(self, number: int, records: _Records, found: Weighed) -> Live:
-        """Return live points above the bound below which there is next to nothing of the posterior."""
-        place = int(np.searchsorted(np.cumsum(np.exp(found.log_weights)), _LEFT_BELOW))
-        bound = records.log_likelihoods[found.order[place]]
-        is_there = np.flatnonzero((records.births <= bound) & (records.log_likelihoods > bound))
-        choice, walking = jax.random.split(jax.random.fold_in(self._pass_key, 2**31 + number))
-        count = self._method.num_live
-        chosen = is_there[np.asarray(jax.random.randint(choice, (count,), 0, len(is_there)))]
-        live = first_live(jnp.asarray(records.points[chosen]), jnp.asarray(records.log_likelihoods[chosen]))
-        log_evidence = found.log_evidence + np.logaddexp.reduce(found.log_weights[: place + 1])
-        live = live._replace(
-            births=jnp.full(count, bound),
-            bound=jnp.asarray(bound),
-            log_volume=-jnp.sum(1.0 / found.num_alive[: place + 1]),
-            log_evidence=jnp.asarray(log_evidence),
-        )
-        evaluate = None if self._cube.is_compiled else self._cube.log_likelihood
-        live, block = spread(self._problem.bound, self._unit_cube, walking, live, self._pattern, evaluate)
-        self._checked(block)
-        return live
-
-    def _pass(self, number: int, live: Live) -> tuple[_Records, list[str], bool]:
-        """Go on until nothing is left to find; return the records, and whether it was stopped before."""
-        method, name = self._method, f"pass {number}"
-        key, section = jax.random.fold_in(self._pass_key, number), f"{_SECTION} {name}"
-        parts: list[_Records] = []
-        if self._cube.is_compiled and (saved := self._keeper.found(section)) is not None:
-            live = unpack(saved.arrays, live)
-            parts = [_Records(*(saved.arrays[field] for field in _Records._fields))]
-            self._num_in_blocks = int(saved.facts["num_in_blocks"])
-        pacer, pace = Pacer(CAPACITY if self._cube.is_compiled else 1), Pace()
-        problems, is_interrupted = [], False
-        try:
-            while not bool(is_over(live, method.dlogz)):
-                if method.max_calls is not None and self._num_calls >= method.max_calls:
-                    problems = [self._stopped(live, f"Stopped by max_calls = {method.max_calls:,}")]
-                    break
-                length = pacer.next_length(CAPACITY)
-                live, block = self._advanced(key, live, length)
-                pacer.finish()
-                self._checked(block)
-                parts.append(_Records.of_block(block))
-                pace.note(-float(live.log_volume))
-                self._keeper.keep(section, partial(self._saved, live, parts))
-                self._tell(live, pace, name)
-        except KeyboardInterrupt:
-            if not parts:
-                raise
-            problems, is_interrupted = [self._stopped(live, "Interrupted")], True
-        if self._cube.is_compiled:
-            self._keeper.keep(section, partial(self._saved, live, parts), at_once=True)
-        return _Records.joined([*parts, _Records.of_live(live)]), problems, is_interrupted
-
-    def _advanced(self, key: Array, live: Live, length: int) -> tuple[Live, Block]:
-        if not self._cube.is_compiled:
-            return python_iteration(self._cube.log_likelihood, key, live, self._pattern)
-        model = self._problem.bound, self._unit_cube
-        return jax.block_until_ready(
-            compiled_block(*model, key, live, length, self._method.dlogz, self._pattern)
-        )
-
-    def _checked(self, block: Block) -> None:
-        """Count the calls of a block that is compiled, and refuse what is no likelihood."""
-        if not self._cube.is_compiled:
-            return
-        self._num_in_blocks += int(block.num_trials.sum())
-        for at in np.flatnonzero(np.asarray(block.num_invalid)):
-            self._cube.log_likelihood(
-                np.asarray(block.invalid[at])[None]
-            )  # an error that names the parameters
-
-    def _saved(self, live: Live, parts: list[_Records]) -> Saved:
-        none = _Records.of_live(live._replace(is_alive=live.is_alive & False))
-        records = _Records.joined([none, *parts])
-        return Saved({"num_in_blocks": self._num_in_blocks}, pack(live) | records._asdict())
-
-    def _tell(self, live: Live, pace: Pace, name: str) -> None:
-        if not self._line.is_due:
-            return
-        fallen, remaining = -float(live.log_volume), float(live.remaining)
-        left = remaining_depth(
-            self._cube.dim,
-            remaining,
-            float(live.log_evidence),
-            float(live.log_volume),
-            float(live.bound),
-            self._method.dlogz,
-        )
-        self._line.update(
-            f"{name}, {self._num_calls:,} calls, ln Z {float(live.log_evidence):.2f}, "
-            f"dlogz {remaining:.3g} (stop at {self._method.dlogz:g})",
-            fallen / (fallen + left) if fallen + left > 0 else 0.0,
-            pace.seconds_for(left),
-        )
-
-    def _stopped(self, live: Live, what: str) -> str:
-        return (
-            f"{what} after {int(live.num_iterations):,} iterations, with up to {float(live.remaining):.2g} "
-            f"nats of log evidence left to find (dlogz = {self._method.dlogz}): the draws so far are kept "
-            "here; the evidence counts the live points, and its error is too small."
-        )
-
-    def _result(
-        self, draws: _Draws, records: _Records, problems: list[str], *, is_interrupted: bool
-    ) -> Posterior:
-        found = _weighed(draws, records)
-        is_kept = found.log_weights > -700
-        chosen, log_weights = found.order[is_kept], found.log_weights[is_kept]
-        log_weights = log_weights - np.logaddexp.reduce(log_weights)
-        samples, derived = self._cube.values(records.points[chosen])
-        p_value, worst = insertion_test(records.ranks, self._method.num_live)
-        if min(p_value, worst) < _LEAST_P_VALUE:
-            problems.append(
-                "New live points do not stand among the others as draws from the prior above the bound would "
-                f"(the insertion-rank test has p = {min(p_value, worst):.1g}): evidence and posterior may be "
-                f"biased. Raise num_steps, now {self._pattern.num_steps}, or num_live."
-            )
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=log_weights[None],
-            log_evidence=found.log_evidence,
-            log_evidence_error=found.log_evidence_error,
-            num_likelihood_calls=self._num_calls,
-            problems=[*problems, *weight_problems(log_weights)],
-            derived=derived,
-            stats={"log_likelihood": records.log_likelihoods[chosen][None]},
-            provenance={
-                "information": found.information,
-                "insertion_p_value": p_value,
-                "insertion_p_value_of_worst_part": worst,
-                "is_interrupted": is_interrupted,
-            },
-        )
-
-
-def _weighed(draws: _Draws, records: _Records) -> Weighed:
-    return weighed(
-        records.births,
-        records.log_likelihoods,
-        num_possible=len(draws.points),
-        num_impossible=draws.num_impossible,
-    )
+    def provenance(self) -> dict[str, Any]:
+        return {}

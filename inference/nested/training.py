@@ -18,7 +18,6 @@ _LEAST_AGREEMENT = 0.9  # of a surrogate and the one before
 _WARM_DEPTH = 3.0  # times the depth: the warped values reach as far down
 _WARP = 0.25  # of the depth, in nats at the temperature: where the warp sets in
 _DRAWS, _ROUNDS = 3000, 3  # from the surrogate
-_REACH = 10  # nats, and one for each dimension: how far down a batch must be predicted
 
 Evaluate = Callable[[np.ndarray], np.ndarray]
 
@@ -85,6 +84,11 @@ class Trained(NamedTuple):
 def depth_of(dim: int) -> float:
     """Return how far below the peak a likelihood in so many dimensions matters, in nats."""
     return 30.0 + 3.0 * dim
+
+
+def reach_of(dim: int) -> float:
+    """Return how far below the peak of a posterior in so many dimensions its draws are, in nats, at most."""
+    return 10.0 + dim
 
 
 def first_points(rng: np.random.Generator, dim: int, count: int) -> Float[np.ndarray, "count dim"]:
@@ -185,7 +189,7 @@ class _Scaled(NamedTuple):
 
 def _judged(expected: np.ndarray, found: np.ndarray, dim: int, tolerance: float) -> tuple[float, bool]:
     """Return the error of a prediction where it matters, and whether it is small on half of the batch."""
-    matters = found > max(float(found.max()), 0.0) - (dim + _REACH)
+    matters = found > max(float(found.max()), 0.0) - reach_of(dim)
     if not matters.any():
         return np.inf, False
     error = float(np.sqrt(np.mean((expected - found)[matters] ** 2)))

@@ -5,6 +5,7 @@ from qbs.models.cosmology._compressed_cmb import cmb_acoustic_angle as cmb_acous
 from qbs.models.cosmology._compressed_cmb import cmb_distance_priors as cmb_distance_priors
 from qbs.models.cosmology._growth_rate import GrowthRateTable as GrowthRateTable
 from qbs.models.cosmology._growth_rate import growth_rates as growth_rates
+from qbs.models.cosmology._plik_lite import CMBSpectraTable as CMBSpectraTable
 from qbs.models.cosmology.analysis import FIDUCIAL_H as FIDUCIAL_H
 from qbs.models.cosmology.analysis import Analysis as Analysis
 from qbs.models.cosmology.background import SPEED_OF_LIGHT as SPEED_OF_LIGHT
@@ -20,6 +21,8 @@ from qbs.models.cosmology.background import luminosity_distance as luminosity_di
 from qbs.models.cosmology.background import sound_horizon as sound_horizon
 from qbs.models.cosmology.background import transverse_comoving_distance as transverse_comoving_distance
 from qbs.models.cosmology.background import volume_averaged_distance as volume_averaged_distance
+from qbs.models.cosmology.camb_spectra import CambSettings as CambSettings
+from qbs.models.cosmology.camb_spectra import lensed_spectra as lensed_spectra
 from qbs.models.cosmology.derived import age as age
 from qbs.models.cosmology.derived import dark_energy_density as dark_energy_density
 from qbs.models.cosmology.derived import deceleration as deceleration
@@ -52,11 +55,16 @@ from qbs.models.cosmology.parameters import MODELS as MODELS
 from qbs.models.cosmology.parameters import PARAMETERS as PARAMETERS
 from qbs.models.cosmology.parameters import Model as Model
 from qbs.models.cosmology.parameters import Parameter as Parameter
+from qbs.models.cosmology.planck import PlanckLite as PlanckLite
+from qbs.models.cosmology.planck import planck_lite_priors as planck_lite_priors
+from qbs.models.cosmology.planck import planck_lite_target as planck_lite_target
 from qbs.models.cosmology.recombination import acoustic_angle as acoustic_angle
 from qbs.models.cosmology.recombination import comoving_sound_horizon as comoving_sound_horizon
 from qbs.models.cosmology.recombination import distance_priors as distance_priors
 from qbs.models.cosmology.recombination import hu_sugiyama_redshift as hu_sugiyama_redshift
 from qbs.models.cosmology.recombination import last_scattering_redshift as last_scattering_redshift
+from qbs.models.cosmology.shared_data import Overlap as Overlap
+from qbs.models.cosmology.shared_data import overlaps as overlaps
 from qbs.models.cosmology.tables import bbn as bbn
 from qbs.models.cosmology.tables import cosmic_chronometers as cosmic_chronometers
 from qbs.models.cosmology.tables import cosmic_chronometers_31 as cosmic_chronometers_31
@@ -65,6 +73,9 @@ from qbs.models.cosmology.tables import des_sn5yr as des_sn5yr
 from qbs.models.cosmology.tables import desi_dr1_bao as desi_dr1_bao
 from qbs.models.cosmology.tables import desi_dr2_bao as desi_dr2_bao
 from qbs.models.cosmology.tables import pantheon_plus as pantheon_plus
+from qbs.models.cosmology.tables import planck_lite as planck_lite
 from qbs.models.cosmology.tables import sdss_bao as sdss_bao
 from qbs.models.cosmology.tables import sh0es as sh0es
 from qbs.models.cosmology.tables import union3 as union3
+from qbs.models.cosmology.tensions import Tension as Tension
+from qbs.models.cosmology.tensions import tension as tension

@@ -28,17 +28,19 @@ FIDUCIAL_H = 0.68
 class Analysis:
     """A model, data sets and priors, ready to be sampled.
 
-    The sampled parameters are Om, the model's own, and those that the data need: h for `cc` and `h0`, Obh2
-    for `bbn`, both for the CMB, sigma8 for `fsigma8`; for BAO, h and Obh2 when the sound horizon is the
-    formula, hrd when it is free. Where nothing needs h, the radiation density takes `FIDUCIAL_H`, unless
-    `priors` gives h. Neutrinos have no mass unless `priors` gives mnu, fixed or sampled.
+    The sampled parameters are Om; those of the model: w, wa, Ok, Om1, Om2 as `MODELS` says; and those that
+    the data need: h for all chronometers, `h0` and `pantheon_plus_sh0es`, Obh2 for `bbn`, both for the two
+    compressions of the CMB, sigma8 for `fsigma8`; for BAO, h and Obh2 when the sound horizon is the formula,
+    hrd when it is free. The other supernovae need none. Where nothing needs h, the radiation density takes
+    `FIDUCIAL_H`, unless `priors` gives h. Neutrinos have no mass unless `priors` gives mnu, fixed or sampled.
 
     All methods are plain JAX in the ambient precision; `qbs.fit` for evidence runs them in float64. An
     analysis is equal to itself only, so it can be hashed. Building one is cheap: tables are read once.
 
     Args:
         model: A name of `MODELS`.
-        data: Names of `DATA_SETS`, each once, or one name.
+        data: Names of `DATA_SETS`, or likelihoods of your own, each once; or one of them. Data sets that
+            share observations are not refused here: see `overlaps`.
         priors: Priors that replace the defaults of `PARAMETERS`, by parameter: a pair `[low, high]` is
             uniform, `{"normal": [mean, sd]}` is normal, a number fixes the parameter, and a NumPyro
             distribution is taken as it is.
@@ -47,7 +49,7 @@ class Analysis:
 
     Attributes:
         model: As given.
-        data: The names, as a tuple.
+        data: The names of the data sets, as a tuple.
         sound_horizon: As given.
         priors: The prior of each sampled parameter, in the order of `PARAMETERS`.
         fixed: The value of each parameter that a number in `priors` fixed.
@@ -68,21 +70,22 @@ class Analysis:
     def __init__(
         self,
         model: str = "LCDM",
-        data: str | Iterable[str] = ("cc", "desi_dr2", "bbn"),
+        data: str | Likelihood | Iterable[str | Likelihood] = ("cc", "desi_dr2", "bbn"),
         *,
         priors: Mapping[str, Any] | None = None,
         sound_horizon: str = "formula",
         data_path: DataPath = None,
     ) -> None:
-        data = (data,) if isinstance(data, str) else tuple(data)
+        data = (data,) if isinstance(data, str | Likelihood) else tuple(data)
         used = set(used_parameters(model, data, sound_horizon=sound_horizon))
         overrides = dict(priors or {})
         for name in overrides:
             _check_name("parameter in priors", name, PARAMETERS)
             if name not in used.union(OPTIONAL):
                 raise ValueError(
-                    f"priors: {name} is not a parameter of model {model} with data {list(data)} and "
-                    f"sound_horizon {sound_horizon!r}; accepted: {', '.join(_in_order(used.union(OPTIONAL)))}"
+                    f"priors: {name} is not a parameter of model {model} with data "
+                    f"{list(map(_name, data))} and sound_horizon {sound_horizon!r}; accepted: "
+                    f"{', '.join(_in_order(used.union(OPTIONAL)))}"
                 )
         used |= overrides.keys()
         resolved = {
@@ -92,11 +95,14 @@ class Analysis:
         }
         fields = {
             "model": model,
-            "data": data,
+            "data": tuple(_name(item) for item in data),
             "sound_horizon": sound_horizon,
             "priors": {n: p for n, p in resolved.items() if not isinstance(p, float)},
             "fixed": {n: p for n, p in resolved.items() if isinstance(p, float)},
-            "likelihoods": {name: DATA_SETS[name].load(data_path) for name in data},
+            "likelihoods": {
+                _name(item): DATA_SETS[item].load(data_path) if isinstance(item, str) else item
+                for item in data
+            },
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -224,31 +230,46 @@ class Analysis:
         return None
 
 
-def used_parameters(model: str, data: Iterable[str], *, sound_horizon: str = "formula") -> tuple[str, ...]:
+def used_parameters(
+    model: str, data: Iterable[str | Likelihood], *, sound_horizon: str = "formula"
+) -> tuple[str, ...]:
     """Return the parameters that a model and data sets need, before any is fixed.
 
     Args:
         model: A name of `MODELS`.
-        data: Names of `DATA_SETS`, each once.
+        data: Names of `DATA_SETS`, or likelihoods, each once.
         sound_horizon: "formula" or "free".
 
     Returns:
         Names of `PARAMETERS`, in its order.
 
     Raises:
-        ValueError: If a name is unknown, or `data` is empty or has repeats.
+        ValueError: If a name is unknown, `data` is empty or has repeats, or a likelihood needs a parameter
+            that is not in `PARAMETERS`.
     """
     _check_name("model", model, MODELS)
     _check_name("sound_horizon", sound_horizon, SOUND_HORIZONS)
     data = tuple(data)
-    for name in data:
-        _check_name("data set", name, DATA_SETS)
-    if not data or len(set(data)) < len(data):
-        raise ValueError(f"data must name at least one data set, each once, not {list(data)}")
-    used = {"Om", *MODELS[model].parameters}.union(*(DATA_SETS[name].parameters for name in data))
+    for item in data:
+        if isinstance(item, Likelihood):
+            for name in item.parameters:
+                _check_name(f"parameter of the likelihood {item.name!r}:", name, PARAMETERS)
+        else:
+            _check_name("data set", item, DATA_SETS)
+    names = [_name(item) for item in data]
+    if not data or len(set(names)) < len(names):
+        raise ValueError(f"data must name at least one data set, each once, not {names}")
+    needed = (
+        item.parameters if isinstance(item, Likelihood) else DATA_SETS[item].parameters for item in data
+    )
+    used = {"Om", *MODELS[model].parameters}.union(*needed)
     if sound_horizon == "formula" and "hrd" in used:
         used = used - {"hrd"} | {"h", "Obh2"}
     return _in_order(used)
+
+
+def _name(item: str | Likelihood) -> str:
+    return item.name if isinstance(item, Likelihood) else item
 
 
 def _in_order(names: Set[str]) -> tuple[str, ...]:

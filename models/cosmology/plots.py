@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by people who see colours differently.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# Okabe & Ito's colours, told apart by people who see colours differently: one for each of `MODELS`.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _BAND_DRAWS = 400
 _LEAST_WEIGHT = 1e-5  # lighter draws of nested sampling only stretch the axes
 _LEAST_DRAWS = 50  # fewer make no contour: a run that was interrupted early
@@ -205,7 +205,7 @@ def bao_figure(results: Mapping[str, ModelResult], *data: BAO) -> "Figure":
         axes.set_ylabel(f"{label}  relative to best {first}")
     all_axes[-1].set_xlabel("redshift $z$")
     all_axes[-1].set_xlim(0.0, redshifts[-1])
-    all_axes[0].legend(frameon=False, ncols=2)
+    all_axes[0].legend(framealpha=0.8, edgecolor="none", ncols=2)
     figure.align_ylabels()
     figure.subplots_adjust(hspace=0.06)
     return figure

@@ -61,6 +61,60 @@ class ModelResult:
         """Akaike's criterion, the least total chi-squared plus twice the number of parameters."""
         return sum(self.chi2.values()) + 2 * len(self.analysis.parameters)
 
+    @property
+    def num_points(self) -> int:
+        """The number of measured values in all data sets together."""
+        return sum(likelihood.num_points for likelihood in self.analysis.likelihoods.values())
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, the least total chi-squared plus parameters times the log of `num_points`."""
+        return sum(self.chi2.values()) + len(self.analysis.parameters) * math.log(self.num_points)
+
+    @cached_property
+    def log_likelihoods(self) -> np.ndarray:
+        """Log likelihood of each draw, shape (chain, draw): of the run, or computed where it kept none."""
+        if "log_likelihood" in self.posterior.stats:
+            return np.asarray(self.posterior.stats["log_likelihood"])
+        return _log_likelihoods(self.analysis, self.posterior)
+
+    @cached_property
+    def num_effective_parameters(self) -> float | None:
+        r"""\(p_D\): how much lower chi-squared is at the posterior mean than on average; None if not finite.
+
+        References:
+            Spiegelhalter, Best, Carlin & van der Linde (2002), "Bayesian measures of model complexity and
+            fit".
+        """
+        value = self._mean_chi2 - self._chi2_at_mean
+        return value if math.isfinite(value) else None
+
+    @property
+    def dic(self) -> float | None:
+        """Deviance information criterion: chi-squared at the posterior mean plus twice its p_D.
+
+        None where the posterior mean is a cosmology that does not exist.
+
+        References:
+            Spiegelhalter, Best, Carlin & van der Linde (2002), "Bayesian measures of model complexity and
+            fit".
+        """
+        if self.num_effective_parameters is None:
+            return None
+        return self._chi2_at_mean + 2.0 * self.num_effective_parameters
+
+    @cached_property
+    def _mean_chi2(self) -> float:
+        weights = self.posterior.weights
+        counted = weights > 0
+        return float(-2.0 * weights[counted] @ self.log_likelihoods[counted])
+
+    @cached_property
+    def _chi2_at_mean(self) -> float:
+        mean = {name: float(self.posterior.mean(name)) for name in self.analysis.parameters}
+        with jax.enable_x64(True):
+            return float(-2.0 * jax.jit(self.analysis.log_likelihood)(mean))
+
     def _best_sampled(self) -> dict[str, float]:
         return {name: self.best_fit[name] for name in self.analysis.parameters}
 
@@ -77,10 +131,21 @@ class ModelResult:
             "best_fit": self.best_fit,
             "chi2": self.chi2,
             "chi2_total": sum(self.chi2.values()),
+            "num_points": self.num_points,
             "aic": self.aic,
+            "bic": self.bic,
+            "num_effective_parameters": self.num_effective_parameters,
+            "dic": self.dic,
             "problems": posterior.problems,
             "provenance": posterior.provenance,
         }
+
+
+def _log_likelihoods(analysis: Analysis, posterior: Posterior) -> np.ndarray:
+    draws = {name: posterior.samples[name].ravel() for name in analysis.parameters}
+    with jax.enable_x64(True):
+        values = jax.jit(lambda points: jax.lax.map(analysis.log_likelihood, points, batch_size=256))(draws)
+        return np.asarray(values).reshape(posterior.shape)
 
 
 def _best_fit(analysis: Analysis, posterior: Posterior) -> dict[str, float]:
@@ -128,7 +193,7 @@ def log_bayes_factors(results: Mapping[str, ModelResult]) -> dict[str, tuple[flo
 
 
 def results_as_dict(results: Mapping[str, ModelResult], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of `results.json`."""
+    """Return the contents of `results.json`, tensions aside."""
     factors = log_bayes_factors(results)
     models = {}
     for name, result in results.items():
@@ -166,8 +231,12 @@ def model_table(results: Mapping[str, ModelResult]) -> Table:
     for data_set in next(iter(results.values())).chi2:
         row(f"chi2 {data_set}", [f"{result.chi2[data_set]:.2f}" for result in results.values()])
     row("chi2 total", [f"{sum(result.chi2.values()):.2f}" for result in results.values()])
+    row("data points", [f"{result.num_points:,}" for result in results.values()])
     row("parameters", [str(len(result.analysis.parameters)) for result in results.values()])
+    row("p_D", [_or_nothing(result.num_effective_parameters) for result in results.values()])
     row("AIC", [f"{result.aic:.2f}" for result in results.values()])
+    row("BIC", [f"{result.bic:.2f}" for result in results.values()])
+    row("DIC", [_or_nothing(result.dic) for result in results.values()])
     table.add_section()
     for name in _all_parameters(results):
         row(_with_unit(name), [_estimate(result, name) for result in results.values()])
@@ -192,6 +261,10 @@ def _with_unit(name: str) -> str:
 
 def _with_error(value: float | None, error: float | None) -> str:
     return "" if value is None else f"{value:.3f} +- {error or 0.0:.3f}"
+
+
+def _or_nothing(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _factor(name: str, first: str, factors: Mapping[str, tuple[float, float]]) -> str:

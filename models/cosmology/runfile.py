@@ -2,65 +2,33 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from qbs.errors import MissingExtraError, RunFileError
-from qbs.inference.mcmc import NUTS
 from qbs.inference.method import Method
 from qbs.inference.nested import Dynesty
 from qbs.models.cosmology.analysis import resolve_prior
 from qbs.models.cosmology.likelihoods import DATA_SETS
+from qbs.models.cosmology.methods import METHODS
 from qbs.models.cosmology.parameters import MODELS, PARAMETERS
+from qbs.models.cosmology.run_file_examples import EXAMPLE as EXAMPLE
+from qbs.models.cosmology.shared_data import overlaps
 
-METHODS: dict[str, type[Method]] = {"dynesty": Dynesty, "nuts": NUTS}
 SOUND_HORIZONS = ("formula", "free")
 FIGURE_FORMATS = ("png", "pdf", "svg")
 
-EXAMPLE = """\
-# A run of `qbs cosmology`: every key with its accepted values. Only `models` and `data` are required.
-
-# Which models: LCDM, wCDM (constant w), CPL (w0 and wa), oLCDM, oCPL (the same with curvature).
-# Bayes factors are relative to the first.
-models: [LCDM, CPL]
-
-# Which data. H(z) of cosmic chronometers: cc (15), cc_31, cc_32. BAO: desi_dr2, desi_dr1, sdss. Supernovae:
-# union3, pantheon_plus, pantheon_plus_sh0es (calibrated by Cepheids, so that h matters), des_sn5yr; the
-# last three are large tables, see data_path. Growth of structure: fsigma8. Microwave background in a few
-# numbers: cmb_shift, cmb_thetastar. One number: bbn (baryon density), h0 (local distance ladder). Sets that
-# share objects are not to be combined: most pairs of one kind, or h0 with pantheon_plus_sh0es.
-data: [cc, desi_dr2, bbn]
-
-# The folder that holds large tables; without it they are fetched from their public release once.
-# data_path: tables/cosmology
-
-# Priors that differ from the defaults. A pair is uniform, {normal: [mean, sd]} is normal, a single number
-# fixes the parameter. Defaults: Om [0.1, 0.5], Obh2 [0.02, 0.025], h [0.4, 0.9], w [-3, 1], wa [-3, 2],
-# Ok [-0.3, 0.3], hrd [60, 140] Mpc.
-priors: {Om: [0.1, 0.5], h: [0.4, 0.9]}
-
-# The sound horizon r_d: `formula` (from Om, Obh2 and h) or `free` (then h r_d is a parameter, hrd).
-sound_horizon: formula
-
-# How to fit. {name: dynesty, num_live, dlogz, batch_size, max_calls} gives posterior and evidence;
-# {name: nuts, num_chains, num_warmup, num_draws, target_accept} gives the posterior alone.
-method: {name: dynesty, num_live: 500, dlogz: 0.01}
-
-# The same seed gives the same result.
-seed: 1
-
-# Formats of the figures: png, pdf, svg.
-figures: [png, pdf]
-
-# The folder for results; created when the run starts.
-output: runs/desi
-"""
+Side = tuple[str, ...]
+"""Data sets that are fitted together."""
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """The contents of a run file; see `EXAMPLE` for the meaning of each key."""
+    """The contents of a run file; see `EXAMPLE` for the meaning of each key.
+
+    `tension` has a pair of sides for each comparison, and a side is a tuple of data sets.
+    """
 
     models: tuple[str, ...]
     data: tuple[str, ...]
@@ -71,6 +39,8 @@ class RunFile:
     seed: int = 0
     figures: tuple[str, ...] = ("png", "pdf")
     output: Path = Path("runs/cosmology")
+    tension: tuple[tuple[Side, Side], ...] = ()
+    allow_overlap: bool = False
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -127,10 +97,12 @@ class _Reader:
         readers: dict[str, Callable[[str], Any]] = {
             "models": lambda key: self._names(key, MODELS, "model"),
             "data": lambda key: self._names(key, DATA_SETS, "data set"),
+            "allow_overlap": self._flag,
             "data_path": self._folder,
             "priors": self._priors,
             "sound_horizon": lambda key: self._choice(key, SOUND_HORIZONS),
             "method": self._method,
+            "tension": self._tension,
             "seed": self._seed,
             "figures": lambda key: self._names(key, FIGURE_FORMATS, "figure format"),
             "output": lambda key: Path(self._text(key)).expanduser(),
@@ -141,7 +113,20 @@ class _Reader:
         for key in ("models", "data"):
             if key not in self._tree:
                 raise RunFileError(f"{self._source}: the key `{key}` is missing")
-        return RunFile(**{key: readers[key](key) for key in self._tree})
+        run_file = RunFile(**{key: readers[key](key) for key in self._tree})
+        if not run_file.allow_overlap:
+            self._refuse_overlaps("data", run_file.data)
+            for first, second in run_file.tension:
+                self._refuse_overlaps("tension", (*first, *second))
+        return run_file
+
+    def _refuse_overlaps(self, key: str, data: Iterable[str]) -> None:
+        if found := overlaps(data):
+            self._fail(
+                key,
+                f"{' '.join(map(str, found))} Together they would count observations twice; leave one out, "
+                "or say `allow_overlap: true`",
+            )
 
     def _fail(self, key: Any, message: str, tree: Any = None) -> NoReturn:
         where: Any = self._tree if tree is None else tree
@@ -171,6 +156,41 @@ class _Reader:
         if not isinstance(value, str) or not value:
             self._fail(key, f"`{key}` must be the path of a folder, not {value!r}")
         return value
+
+    def _flag(self, key: str) -> bool:
+        value = self._tree[key]
+        if not isinstance(value, bool):
+            self._fail(key, f"`{key}` must be true or false, not {value!r}")
+        return value
+
+    def _tension(self, key: str) -> tuple[tuple[Side, Side], ...]:
+        pairs = self._tree[key] or []
+        if not isinstance(pairs, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in pairs
+        ):
+            self._fail(
+                key,
+                f"`{key}` must be a list of pairs, such as [[desi_dr2, cc]]; a side of a pair is a data set "
+                "or a list of them",
+            )
+        read = tuple((self._side(key, first), self._side(key, second)) for first, second in pairs)
+        for first, second in read:
+            if common := [name for name in first if name in second]:
+                self._fail(key, f"`{key}`: {', '.join(common)} stands on both sides of a pair")
+        if len(set(read)) < len(read):
+            self._fail(key, f"`{key}` names one pair twice")
+        return read
+
+    def _side(self, key: str, side: Any) -> Side:
+        names = [side] if isinstance(side, str) else side
+        if not isinstance(names, list) or not names:
+            self._fail(key, f"`{key}`: a side of a pair must be a data set or a list of them, not {side!r}")
+        for name in names:
+            if name not in DATA_SETS:
+                self._fail(key, f"`{key}`: unknown data set {name!r}; {_accepted(name, DATA_SETS)}")
+        if len(set(names)) < len(names):
+            self._fail(key, f"`{key}` names one data set twice on a side")
+        return tuple(str(name) for name in names)
 
     def _folder(self, key: str) -> Path | None:
         if self._tree[key] is None:
@@ -212,23 +232,36 @@ class _Reader:
         if tree["name"] not in METHODS:
             self._fail(key, f"unknown method {tree['name']!r}; {_accepted(tree['name'], METHODS)}")
         method = METHODS[tree["name"]]
-        settings = {name: setting for name, setting in tree.items() if name != "name"}
-        accepted = list(method.__dataclass_fields__)
-        for name in settings:
+        settings = {name: _plain(setting) for name, setting in tree.items() if name != "name"}
+        accepted = [setting.name for setting in fields(method)]
+        for name, setting in settings.items():
             if name not in accepted:
                 message = f"{tree['name']} has no setting {name!r}; {_accepted(name, accepted)}"
                 self._fail(name, message, tree)
+            if isinstance(setting, dict):
+                self._fail(
+                    name, f"the setting {name} of {tree['name']} cannot be {setting!r} in a run file", tree
+                )
+            if isinstance(setting, list):
+                settings[name] = tuple(setting)
         try:
             return method(**settings)
         except (ValueError, TypeError) as error:
-            self._fail(key, str(error))
+            self._fail(
+                key, f"{str(error).splitlines()[0]}; settings of {tree['name']}: {', '.join(accepted)}"
+            )
 
 
 def _plain(value: Any) -> Any:
-    """Return YAML's mappings and sequences as dictionaries and lists."""
+    """Return what YAML read as plain dictionaries, lists, numbers and strings."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _accepted(name: Any, accepted: Iterable[str]) -> str:

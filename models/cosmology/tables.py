@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from qbs.models.cosmology._plik_lite import CMBSpectraTable as CMBSpectraTable
+from qbs.models.cosmology._plik_lite import planck_lite as planck_lite
 from qbs.models.cosmology._sdss_tables import SdssBAOTable as SdssBAOTable
 from qbs.models.cosmology._sdss_tables import TabulatedLikelihood as TabulatedLikelihood
 from qbs.models.cosmology._sdss_tables import sdss_bao as sdss_bao

@@ -6,6 +6,7 @@ import pytest
 
 import qbs
 from qbs.models.cosmology import Analysis, plots
+from qbs.models.cosmology.parameters import MODELS
 from qbs.models.cosmology.results import ModelResult
 
 DATA = ("cc", "cc_31", "desi_dr1", "sdss", "union3", "pantheon_plus_sh0es")
@@ -43,6 +44,10 @@ def test_every_kind_has_its_figure(results, tmp_path):
         pixels = image.imread(path)
         assert min(pixels.shape[:2]) > 500
         assert np.ptp(pixels[..., :3]) > 0.9
+
+
+def test_all_models_have_a_colour():
+    assert len(set(plots._COLOURS)) >= len(MODELS)
 
 
 def test_chronometers_of_two_compilations(results):

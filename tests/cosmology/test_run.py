@@ -72,7 +72,13 @@ def test_results_are_complete(finished):
         assert result["log_evidence_error"] > 0
         assert result["problems"] == []
         assert result["chi2_total"] == pytest.approx(sum(result["chi2"].values()))
-        assert result["aic"] == pytest.approx(result["chi2_total"] + 2 * (2 if name == "LCDM" else 3))
+        num_parameters = 2 if name == "LCDM" else 3
+        assert result["aic"] == pytest.approx(result["chi2_total"] + 2 * num_parameters)
+        assert result["num_points"] == 13
+        assert result["bic"] == pytest.approx(result["chi2_total"] + num_parameters * math.log(13))
+        # The data constrain all parameters, so that p_D counts them, and the DIC is near the AIC.
+        assert result["num_effective_parameters"] == pytest.approx(num_parameters, abs=0.5)
+        assert result["dic"] == pytest.approx(result["aic"], abs=0.8)
         # Chi-squared of the best fit is below that of every draw.
         posterior = qbs.load(output / f"{name}.qbs")
         assert result["chi2_total"] <= -2 * posterior.stats["log_likelihood"].max() + 1e-9
@@ -90,11 +96,15 @@ def test_the_table_names_what_it_shows(finished):
         "ln B against LCDM",
         "chi2 desi_dr2",
         "AIC",
+        "BIC",
+        "DIC",
+        "p_D",
         "hrd [Mpc]",
         "best fit Om",
         "likelihood calls",
     ):
         assert word in done.output
+    assert "ln B against LCDM" in (finished[1] / "models.txt").read_text()
     table = [line for line in done.output.splitlines() if line.startswith(("┏", "┃", "│", "├", "└"))]
     assert len(table) > 15
     assert max(map(len, table)) <= 120
@@ -156,6 +166,7 @@ def test_changed_settings_are_fitted_again(finished, tmp_path):
         ("models: [LCDM]\ndata: [cc]\npriors: {w: [-2, 0]}\n", "w is not a parameter of LCDM"),
         ("models: [LCDM]\ndata: [cc]\npriors: {Om: [1, 0]}\n", "line 3: the prior of Om"),
         ("models: [LCDM]\ndata: [pantheon_plus]\ndata_path: EMPTY\n", "Pantheon"),
+        ("models: [LCDM]\ndata: [cc, cc_31]\n", "line 2: cc and cc_31 overlap"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_written(text, words, tmp_path):
@@ -175,6 +186,11 @@ def test_example_and_missing_argument():
     example = _invoke("--example")
     assert example.exit_code == 0
     assert "models: [LCDM, CPL]" in example.stdout
+    assert _invoke("--example", "all_keys").stdout == example.stdout
+    assert "data: [desi_dr2, cmb_thetastar, union3]" in _invoke("--example", "desi_cmb_union3").stdout
+    unknown = _invoke("--example", "desi_smb")
+    assert unknown.exit_code == 2
+    assert "desi_cmb_pantheon_plus" in " ".join(unknown.stderr.split())
     assert _invoke().exit_code == 2
 
 
