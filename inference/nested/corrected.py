@@ -116,6 +116,7 @@ class _Run:
         self._search_key, self._fallback_key = jax.random.split(key)
         self._pace = Pace()
         self._rounds: list[Round] = []
+        self._estimated: tuple[int, Estimate] | None = None
         self._num_trained = 0
 
     def posterior(self) -> Posterior:
@@ -225,12 +226,18 @@ class _Run:
         """The rounds but the first, which was made while least was known."""
         return self._rounds[1:] or self._rounds
 
+    def _estimate(self) -> Estimate:
+        """Return what the counted rounds say, computed once for each number of them."""
+        if self._estimated is None or self._estimated[0] != len(self._rounds):
+            self._estimated = len(self._rounds), combined(self._counted)
+        return self._estimated[1]
+
     def _wanting(self) -> list[str]:
         """Return what the rounds so far lack, as plain sentences."""
         method = self._method
         if len(self._rounds) < _LEAST_ROUNDS:
             return [f"Only {len(self._rounds)} of at least {_LEAST_ROUNDS} rounds were made."]
-        found, lacks = combined(self._counted), []
+        found, lacks = self._estimate(), []
         if not found.log_evidence_error <= method.max_error:
             lacks.append(
                 f"The standard error of the log evidence is {found.log_evidence_error:.2g}, above max_error "
@@ -252,7 +259,7 @@ class _Run:
         return lacks
 
     def _result(self, problems: list[str], *, is_interrupted: bool) -> Posterior:
-        found = combined(self._counted)
+        found = self._estimate()
         if not len(found.points):
             raise self._cube.impossible()
         problems = [*problems, *self._suspicions(found)]
@@ -304,7 +311,7 @@ class _Run:
             return
         calls, method, size = self._cube.num_calls, self._method, self._method.round_size
         self._pace.note(calls)
-        found = combined(self._counted)
+        found = self._estimate()
         num_counted = len(self._counted)
         needed = max(
             num_counted * (found.log_evidence_error / method.max_error) ** 2,

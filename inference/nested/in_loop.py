@@ -58,7 +58,7 @@ class InLoop(Method):
         max_validation_loss: A network is trusted below this mean squared error, in scaled units.
         update_interval: Iterations between two looks at the network, and between a drop and a new training.
         tolerance: The network is dropped where its mean absolute error at some live points is greater than
-            this share of the least |log likelihood| among them.
+            this share of the least log likelihood in absolute value among them.
         num_monitored: How many live points that is. Each is a true call.
         max_calls_per_point: The network is dropped where so many of its calls find no new point.
         tuning: `"none"`, or `"genetic"`: shape and training of the network by a genetic search before the
