@@ -12,7 +12,7 @@ from scipy import stats
 
 import qbs
 from qbs.errors import LikelihoodError
-from qbs.inference.nested import Corrected, GaussianProcess, Genetic, Importance
+from qbs.inference.nested import Corrected, GaussianProcess, Genetic, Importance, NetworkEnsemble
 from qbs.inference.nested.concave import ConcaveForm, fit_concave
 from qbs.inference.nested.correction import combined, make_round
 from qbs.inference.nested.proposals import around, in_cube, refined
@@ -207,7 +207,6 @@ def test_the_same_key_gives_the_same_run_and_a_run_goes_on(corrected, tmp_path):
     for each in (stopped, again):
         assert each.log_evidence == corrected.log_evidence
         np.testing.assert_array_equal(each.samples["x"], corrected.samples["x"])
-    assert fitted(gaussian, 2, -1, 1, Corrected(), seed=1).log_evidence != corrected.log_evidence
 
 
 def test_a_python_likelihood_and_a_search():
@@ -223,6 +222,13 @@ def test_a_python_likelihood_and_a_search():
     truth = 2 * math.log(SCALE * math.sqrt(2 * math.pi) / 2)
     assert abs(found.log_evidence - truth) < 4 * found.log_evidence_error
     assert len(calls) - found.num_likelihood_calls in (0, 1)  # one to try the function
+
+
+@pytest.mark.slow
+def test_networks_as_the_surrogate():
+    found = fitted(gaussian, 2, -1, 1, Corrected(surrogate=NetworkEnsemble(num_steps=1000)))
+    assert abs(found.log_evidence + 2 * math.log(2)) < 4 * found.log_evidence_error
+    assert found.problems == []
 
 
 def test_another_peak_is_found():

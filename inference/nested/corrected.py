@@ -35,7 +35,7 @@ from qbs.inference.results.diagnostics import LARGEST_PARETO_K, pareto_k, weight
 from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
 
-_MAX_FIRST_DRAWS = {True: 200_000, False: 2_000}  # compiled, Python
+_MAX_FIRST_DRAWS = {True: 50_000, False: 2_000}  # compiled, Python
 _LEAST_ROUNDS = 3  # the first is not counted
 _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
 _HALF = 0.5  # where more of the draws are effective, a tail has no weight
@@ -56,8 +56,8 @@ class Corrected(Method):
     Attributes:
         max_error: Rounds are added until the standard error of the log evidence is below this, in nats,
         min_ess: and until the draws have this effective sample size.
-        surrogate: What is fitted to what a concave quadratic form leaves: a `GaussianProcess()`, or another
-            `Surrogate`.
+        surrogate: What is fitted to what a concave quadratic form leaves: a `GaussianProcess()`, or a
+            `NetworkEnsemble()` where calls are too many for one.
         search: A `Genetic()` search to begin with, whose calls the surrogate learns from too; by default
             none, as the surrogate finds the way by itself where there is one peak.
         fallback: What to go on with, from all calls, where the surrogate fails: an `Importance()`; by default
@@ -96,7 +96,7 @@ class Corrected(Method):
             raise ValueError(f"Corrected: round_size is {self.round_size}; it must be 10 or more")
         if not isinstance(self.surrogate, Surrogate):
             raise ValueError(
-                f"Corrected: surrogate must be a Surrogate such as GaussianProcess(), not {self.surrogate!r}"
+                f"Corrected: surrogate must be GaussianProcess() or NetworkEnsemble(), not {self.surrogate!r}"
             )
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:

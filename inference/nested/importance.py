@@ -23,7 +23,7 @@ from qbs.inference.results.diagnostics import LARGEST_PARETO_K, kish_ess, pareto
 from qbs.inference.results.posterior import Posterior
 from qbs.precision import Precision
 
-_MAX_FIRST_DRAWS = {True: 200_000, False: 10_000}  # compiled, Python
+_MAX_FIRST_DRAWS = {True: 50_000, False: 10_000}  # compiled, Python
 _NUM_COMPONENTS = 24
 _ENOUGH = 100  # effective draws for each dimension and one more, for a mixture to be fitted to
 _IMPROVEMENT = 1.1  # of the efficiency, for another mixture to be worth a batch

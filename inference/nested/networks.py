@@ -11,12 +11,13 @@ import optax  # type: ignore[import-untyped]
 from jaxtyping import Array, Bool, Float
 
 from qbs.inference.method import require_positive
+from qbs.inference.nested.surrogate import Surrogate
 
 _MULTIPLE = 64  # what the numbers of points are padded to, so that refits do not compile again
 _ACTIVATIONS: dict[str, Callable] = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
-class NetworkEnsemble(eqx.Module):
+class NetworkEnsemble(Surrogate):
     """Settings of several small networks, each trained on its own part of the points.
 
     All members are trained together, in float32, by one compiled program. Each stops where the points that it
@@ -60,22 +61,24 @@ class NetworkEnsemble(eqx.Module):
         self,
         white_points: Float[np.ndarray, "num_points dim"],
         residuals: Float[np.ndarray, " num_points"],
-        key: Array,
         before: "Networks | None" = None,
+        *,
+        key: Array | None = None,
     ) -> "Networks":
         """Return networks that are trained to give values at points.
 
         Args:
             white_points: In coordinates in which the function varies over distances of about one.
             residuals: Values there, in any unit.
-            key: A typed JAX key.
             before: Networks of the same settings and dimension from which to go on.
+            key: A typed JAX key for the starts and for what is held out; by default always the same.
 
         Raises:
             ValueError: If there are fewer than four points, one is not finite, or shapes do not match.
         """
         points, values = np.asarray(white_points), np.asarray(residuals)
         num_points, dim = points.shape
+        key = jax.random.key(0) if key is None else key
         if num_points < 4:
             raise ValueError(f"networks need four points or more, not {num_points}")
         if not (np.isfinite(points).all() and np.isfinite(values).all()):
@@ -139,7 +142,14 @@ class Networks(NamedTuple):
     scale: Scale
     shape: tuple[int, int, int, int, str]
 
-    def __call__(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
+    def __call__(
+        self, white_points: Float[np.ndarray, "num_points dim"]
+    ) -> tuple[Float[np.ndarray, " num_points"], Float[np.ndarray, " num_points"]]:
+        """Return mean and standard deviation over the members at whitened points, in float64."""
+        outputs = self.scale.deviation * self._outputs(white_points)
+        return self.scale.mean + outputs.mean(axis=0), outputs.std(axis=0)
+
+    def mean(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the mean of the members at whitened points, in float64."""
         return self.scale.mean + self.scale.deviation * self._outputs(white_points).mean(axis=0)
 
