@@ -35,8 +35,8 @@ def rms(values):
 def test_they_predict_a_smooth_function(dim, count, bar):
     points, fresh = drawn(dim, count), drawn(dim, 1000, seed=1)
     networks = QUICK.fit(points, smooth(points), key=KEY)
-    errors, spread = networks.mean(fresh) - smooth(fresh), networks.spread(fresh)
-    assert networks.mean(fresh).dtype == spread.dtype == np.float64
+    errors, spread = networks.expected(fresh) - smooth(fresh), networks.spread(fresh)
+    assert networks.expected(fresh).dtype == spread.dtype == np.float64
     assert rms(errors) < bar
     assert bar < 0.25 * smooth(fresh).std()
     # They disagree where they are wrong: on the whole within a factor of five, and more far away.
@@ -48,7 +48,7 @@ def test_large_values_are_scaled():
     points = drawn(3, 100)
     plain = QUICK.fit(points, smooth(points), key=KEY)
     large = QUICK.fit(points, 1e6 * smooth(points) - 1e8, key=KEY)
-    assert np.allclose((large.mean(points) + 1e8) / 1e6, plain.mean(points), atol=0.05)
+    assert np.allclose((large.expected(points) + 1e8) / 1e6, plain.expected(points), atol=0.05)
 
 
 def test_refits_compile_once(compile_events):
@@ -70,23 +70,25 @@ def test_they_go_on_from_an_earlier_fit():
     before = QUICK.fit(points[:80], values[:80], key=KEY)
     short = NetworkEnsemble(num_members=3, width=32, num_steps=30)
     cold, warm = (short.fit(points, values, start, key=KEY) for start in (None, before))
-    assert rms(warm.mean(fresh) - wanted) < 0.6 * rms(cold.mean(fresh) - wanted)
+    assert rms(warm.expected(fresh) - wanted) < 0.6 * rms(cold.expected(fresh) - wanted)
     # With no step worth taking they are what they were, in the new scale.
     still = NetworkEnsemble(num_members=3, width=32, num_steps=1)
-    assert np.allclose(still.fit(points, values, before, key=KEY).mean(fresh), before.mean(fresh), atol=1e-4)
+    assert np.allclose(
+        still.fit(points, values, before, key=KEY).expected(fresh), before.expected(fresh), atol=1e-4
+    )
 
 
 def test_the_same_key_gives_the_same_networks():
     points = drawn(3, 100)
-    first, second = (QUICK.fit(points, smooth(points), key=KEY).mean(points) for _ in range(2))
+    first, second = (QUICK.fit(points, smooth(points), key=KEY).expected(points) for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_few_points_and_constant_values():
     points = drawn(3, 4)
     networks = QUICK.fit(points, np.full(4, 3.0), key=KEY)
-    assert np.allclose(networks.mean(points), 3.0, atol=1.0)
-    assert networks.mean(points[:0]).shape == (0,)
+    assert np.allclose(networks.expected(points), 3.0, atol=1.0)
+    assert networks.expected(points[:0]).shape == (0,)
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -149,7 +149,7 @@ class Networks(NamedTuple):
         outputs = self.scale.deviation * self._outputs(white_points)
         return self.scale.mean + outputs.mean(axis=0), outputs.std(axis=0)
 
-    def mean(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
+    def expected(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the mean of the members at whitened points, in float64."""
         return self.scale.mean + self.scale.deviation * self._outputs(white_points).mean(axis=0)
 
