@@ -48,10 +48,7 @@ def cosmology(
         typer.Argument(metavar="RUN.yaml", help="The run file; or the name of an example, after --example."),
     ] = None,
     example: Annotated[
-        bool,
-        typer.Option(
-            "--example", help="Print a run file with every key explained, or the one that is named, and exit."
-        ),
+        bool, typer.Option("--example", help="Print a run file that explains every key, or the one named.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     fresh: Annotated[
