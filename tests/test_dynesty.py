@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal
 import qbs
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.nested import Dynesty
-from qbs.inference.nested import dynesty as dynesty_module
+from qbs.inference.nested.problem import MAX_FIRST_DRAWS
 from qbs.inference.problem import pose
 from qbs.inference.progress import ProgressLine
 
@@ -256,7 +256,7 @@ def test_new_data_of_the_same_shape_does_not_compile(key, compile_events):
 def few_draws(monkeypatch):
     """Give up soon where all draws from the prior are impossible."""
     for kind in (True, False):
-        monkeypatch.setitem(dynesty_module._MAX_DRAWS_FOR_FIRST_POINT, kind, 1000)
+        monkeypatch.setitem(MAX_FIRST_DRAWS, kind, 1000)
 
 
 def _no_latents():

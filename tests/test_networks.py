@@ -35,20 +35,20 @@ def rms(values):
 def test_they_predict_a_smooth_function(dim, count, bar):
     points, fresh = drawn(dim, count), drawn(dim, 1000, seed=1)
     networks = QUICK.fit(points, smooth(points), key=KEY)
-    errors, spread = networks.expected(fresh) - smooth(fresh), networks.spread(fresh)
-    assert networks.expected(fresh).dtype == spread.dtype == np.float64
+    errors, spread = networks(fresh)[0] - smooth(fresh), networks(fresh)[1]
+    assert networks(fresh)[0].dtype == spread.dtype == np.float64
     assert rms(errors) < bar
     assert bar < 0.25 * smooth(fresh).std()
     # They disagree where they are wrong: on the whole within a factor of five, and more far away.
     assert rms(errors) / 5 < rms(spread) < 5 * rms(errors)
-    assert np.median(networks.spread(4 * fresh)) > 2 * np.median(spread)
+    assert np.median(networks(4 * fresh)[1]) > 2 * np.median(spread)
 
 
 def test_large_values_are_scaled():
     points = drawn(3, 100)
     plain = QUICK.fit(points, smooth(points), key=KEY)
     large = QUICK.fit(points, 1e6 * smooth(points) - 1e8, key=KEY)
-    assert np.allclose((large.expected(points) + 1e8) / 1e6, plain.expected(points), atol=0.05)
+    assert np.allclose((large(points)[0] + 1e8) / 1e6, plain(points)[0], atol=0.05)
 
 
 def test_refits_compile_once(compile_events):
@@ -70,25 +70,23 @@ def test_they_go_on_from_an_earlier_fit():
     before = QUICK.fit(points[:80], values[:80], key=KEY)
     short = NetworkEnsemble(num_members=3, width=32, num_steps=30)
     cold, warm = (short.fit(points, values, start, key=KEY) for start in (None, before))
-    assert rms(warm.expected(fresh) - wanted) < 0.6 * rms(cold.expected(fresh) - wanted)
+    assert rms(warm(fresh)[0] - wanted) < 0.6 * rms(cold(fresh)[0] - wanted)
     # With no step worth taking they are what they were, in the new scale.
     still = NetworkEnsemble(num_members=3, width=32, num_steps=1)
-    assert np.allclose(
-        still.fit(points, values, before, key=KEY).expected(fresh), before.expected(fresh), atol=1e-4
-    )
+    assert np.allclose(still.fit(points, values, before, key=KEY)(fresh)[0], before(fresh)[0], atol=1e-4)
 
 
 def test_the_same_key_gives_the_same_networks():
     points = drawn(3, 100)
-    first, second = (QUICK.fit(points, smooth(points), key=KEY).expected(points) for _ in range(2))
+    first, second = (QUICK.fit(points, smooth(points), key=KEY)(points)[0] for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_few_points_and_constant_values():
     points = drawn(3, 4)
     networks = QUICK.fit(points, np.full(4, 3.0), key=KEY)
-    assert np.allclose(networks.expected(points), 3.0, atol=1.0)
-    assert networks.expected(points[:0]).shape == (0,)
+    assert np.allclose(networks(points)[0], 3.0, atol=1.0)
+    assert networks(points[:0])[0].shape == (0,)
 
 
 def test_what_cannot_be_learned_is_refused():

@@ -3,10 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 _LEAST_CURVATURE = 0.02  # in whitened coordinates, where 1 is expected
 _RIDGE = 1e-4  # of the least squares, for each point
+
+_Points = Float[np.ndarray, "num_points dim"] | Float[Array, "num_points dim"]
+_Values = Float[np.ndarray, " num_points"] | Float[Array, " num_points"]
 
 
 class ConcaveForm(NamedTuple):
@@ -22,9 +25,9 @@ class ConcaveForm(NamedTuple):
     slope: Float[np.ndarray, " dim"]
     curvature: Float[np.ndarray, "dim dim"]
 
-    def __call__(self, white: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
-        """Return the form at whitened points."""
-        return self.constant + white @ self.slope + 0.5 * np.sum(white @ self.curvature * white, axis=1)
+    def __call__(self, white: _Points) -> _Values:
+        """Return the form at whitened points, in code that JAX can trace."""
+        return self.constant + white @ self.slope + 0.5 * (white @ self.curvature * white).sum(axis=1)
 
 
 def fit_concave(

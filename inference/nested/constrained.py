@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-_LEAST, _MOST = 1e-300, 1.0 - 2.0**-53  # inside the cube, where inverse CDFs are finite
+from qbs.inference.nested.unit_cube import LEAST, MOST
 
 
 class Course(NamedTuple):
@@ -84,7 +84,7 @@ def proposed(
     shares = jax.random.uniform(jax.random.fold_in(walks.key, walks.num_trials), walks.left.shape)
     along = walks.left + shares * (walks.right - walks.left)
     points = walks.points + along[:, None] * _directions(walks.steps, course)
-    return jnp.clip(points, _LEAST, _MOST), along
+    return jnp.clip(points, LEAST, MOST), along
 
 
 def judged(

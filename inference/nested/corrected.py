@@ -13,15 +13,16 @@ from jaxtyping import Array
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
 from qbs.inference.nested import whitening
-from qbs.inference.nested.correction import Estimate, Round, combined, follow, make_round
+from qbs.inference.nested.correction import Round, combined, follow, make_round
+from qbs.inference.nested.estimate import Estimate
 from qbs.inference.nested.gaussian_process import GaussianProcess
 from qbs.inference.nested.genetic import Genetic
 from qbs.inference.nested.importance import Importance
+from qbs.inference.nested.known import Known
 from qbs.inference.nested.peaks import hunt
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.nested.surrogate import Surrogate, fit_surrogate
 from qbs.inference.nested.training import (
-    Known,
     Stage,
     Trained,
     agreement,
@@ -31,15 +32,13 @@ from qbs.inference.nested.training import (
 )
 from qbs.inference.problem import Problem, describe
 from qbs.inference.progress import Pace, ProgressLine
-from qbs.inference.results.diagnostics import LARGEST_PARETO_K, pareto_k, weight_problems
 from qbs.inference.results.posterior import Posterior
+from qbs.inference.seeds import numpy_generator
 from qbs.precision import Precision
 
 _MAX_FIRST_DRAWS = {True: 50_000, False: 2_000}  # compiled, Python
 _LEAST_ROUNDS = 3  # the first is not counted
 _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
-_HALF = 0.5  # where more of the draws are effective, a tail has no weight
-_LARGEST_SHARE = 0.1  # of one draw
 _LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
 _MAX_ROUNDS = 16
 _FREE_DRAWS = 20_000, 1_000_000  # at least, at most
@@ -111,8 +110,7 @@ class _Run:
 
     def __init__(self, method: Corrected, cube: CubeProblem, key: Array, line: ProgressLine):
         self._method, self._cube, self._line = method, cube, line
-        seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
-        self._rng = np.random.default_rng(seed)
+        self._rng = numpy_generator(key)
         self._search_key, self._fallback_key = jax.random.split(key)
         self._pace = Pace()
         self._rounds: list[Round] = []
@@ -140,7 +138,10 @@ class _Run:
             if not self._rounds:
                 raise
             is_interrupted = True
-            problems = [f"Interrupted after {len(self._rounds)} rounds: their draws are kept here."]
+            problems = [
+                f"Interrupted after {len(self._rounds)} rounds: their draws are kept here.",
+                *problems,
+            ]
         return self._result(problems, is_interrupted=is_interrupted)
 
     def _fallen_back(self, fallback: Importance, known: Known, reasons: list[str]) -> Posterior:
@@ -216,8 +217,7 @@ class _Run:
             free, space = near, whitening.of_points(*drawn)
             made = make_round(cube.log_likelihood, rng, surrogate, free, method.round_size, num_free)
             self._rounds.append(made)
-            is_possible = made.log_likelihoods > -math.inf
-            known = known.with_new(made.points[is_possible], made.log_likelihoods[is_possible])
+            known = known.with_new(*Known(made.points, made.log_likelihoods).possible)
             self._tell_round(limit)
         return known
 
@@ -237,24 +237,12 @@ class _Run:
         method = self._method
         if len(self._rounds) < _LEAST_ROUNDS:
             return [f"Only {len(self._rounds)} of at least {_LEAST_ROUNDS} rounds were made."]
-        found, lacks = self._estimate(), []
-        if not found.log_evidence_error <= method.max_error:
-            lacks.append(
-                f"The standard error of the log evidence is {found.log_evidence_error:.2g}, above max_error "
-                f"= {method.max_error:g}."
-            )
-        if found.ess < method.min_ess:
-            lacks.append(f"The effective sample size is {found.ess:.0f}, below min_ess = {method.min_ess}.")
+        lacks = self._estimate().lacks(method.max_error, method.min_ess, "the surrogate")
         efficiency = min(each.efficiency for each in self._rounds[-2:])
         if efficiency < _LEAST_EFFICIENCY:
             lacks.append(
                 f"Of the draws of a round only {efficiency:.0%} were effective (at least "
                 f"{_LEAST_EFFICIENCY:.0%} are expected): the surrogate is not near the posterior."
-            )
-        if len(found.log_weights) and found.largest_share > _LARGEST_SHARE:
-            lacks.append(
-                f"One draw has {found.largest_share:.0%} of the weight: the surrogate missed what it stands "
-                "for."
             )
         return lacks
 
@@ -262,36 +250,14 @@ class _Run:
         found = self._estimate()
         if not len(found.points):
             raise self._cube.impossible()
-        problems = [*problems, *self._suspicions(found)]
-        log_weights = found.log_weights - np.logaddexp.reduce(found.log_weights)
-        samples, derived = self._cube.values(found.points)
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=log_weights[None],
-            log_evidence=found.log_evidence,
-            log_evidence_error=found.log_evidence_error,
-            num_likelihood_calls=self._cube.num_calls,
-            problems=problems,
-            derived=derived,
-            stats={"log_likelihood": found.log_likelihoods[None]},
-            provenance={
-                "exactness": "a surrogate, corrected by the likelihood at each draw",
-                "num_training_calls": self._num_trained,
-                "num_rounds": len(self._rounds),
-                "is_interrupted": is_interrupted,
-            },
-        )
-
-    def _suspicions(self, found: Estimate) -> list[str]:
-        """Return what in the weights speaks against the result, as plain sentences."""
-        problems = []
-        k = pareto_k(found.log_weights)
-        if k is not None and k > LARGEST_PARETO_K and found.ess < _HALF * found.num_draws:
-            problems.append(
-                f"The tail of the weights is heavy (Pareto k {k:.2f}, at most {LARGEST_PARETO_K:g} is "
-                "expected): the error of the evidence may be too small."
-            )
-        return problems + weight_problems(found.log_weights, min_ess=float(min(100, self._method.min_ess)))
+        provenance = {
+            "exactness": "a surrogate, corrected by the likelihood at each draw",
+            "num_training_calls": self._num_trained,
+            "num_rounds": len(self._rounds),
+            "is_interrupted": is_interrupted,
+        }
+        min_ess = float(min(100, self._method.min_ess))
+        return found.finished(problems, provenance, min_ess).posterior(self._cube)
 
     def _tell_stage(self, stage: Stage) -> None:
         calls = self._cube.num_calls

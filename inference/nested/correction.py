@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp
 
-from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, in_cube, refined
+from qbs.inference.nested.estimate import Estimate
+from qbs.inference.nested.known import Evaluate, Known
+from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, in_cube, normalized, refined
 from qbs.inference.nested.surrogate import FittedSurrogate
-from qbs.inference.nested.training import Evaluate
 from qbs.inference.results.diagnostics import kish_ess
 
 _SURROGATE_SHARE = 0.6
@@ -92,36 +93,6 @@ class Round(NamedTuple):
         return kish_ess(self.log_likelihoods - self.proposal.terms(self.points)[1]) / len(self.points)
 
 
-class Estimate(NamedTuple):
-    """What rounds say together.
-
-    Attributes:
-        log_evidence: In nats; `-inf` where the sum is not positive.
-        log_evidence_error: Its standard error.
-        points: Of all rounds, those in the cube that are possible.
-        log_likelihoods: There.
-        log_weights: By the mixture of all proposals (Veach & Guibas 1995); not normalized.
-        num_draws: With those that are impossible.
-    """
-
-    log_evidence: float
-    log_evidence_error: float
-    points: Float[np.ndarray, "num_points dim"]
-    log_likelihoods: Float[np.ndarray, " num_points"]
-    log_weights: Float[np.ndarray, " num_points"]
-    num_draws: int
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size of the draws."""
-        return kish_ess(self.log_weights) if len(self.log_weights) else 0.0
-
-    @property
-    def largest_share(self) -> float:
-        """The greatest share of one draw."""
-        return float(np.exp(np.max(self.log_weights) - logsumexp(self.log_weights)))
-
-
 def surrogate_and_doubt(
     surrogate: FittedSurrogate, points: Float[np.ndarray, "num_points dim"]
 ) -> tuple[Float[np.ndarray, " num_points"], Float[np.ndarray, " num_points"]]:
@@ -173,7 +144,7 @@ def make_round(
     points = np.concatenate(
         [
             pool[rng.choice(num_free, size=num_near, p=own / own.sum())],
-            pool[rng.choice(num_free, size=num_doubtful, p=_shares(doubts - free_density))],
+            pool[rng.choice(num_free, size=num_doubtful, p=normalized(doubts - free_density))],
             free.draw(rng, num_draws - num_near - num_doubtful),
         ]
     )
@@ -203,10 +174,10 @@ def combined(rounds: list[Round]) -> Estimate:
     ratio = float(shares @ (scales * [each.ratio for each in rounds]))
     seen = np.array([each.variance + each.integral_variance for each in rounds])
     variance = max(float((shares * scales) ** 2 @ seen), float((shares * scales) ** 2 @ expected))
-    points = np.concatenate([each.points for each in rounds])
-    log_likelihoods = np.concatenate([each.log_likelihoods for each in rounds])
-    is_possible = log_likelihoods > -np.inf
-    points, log_likelihoods = points[is_possible], log_likelihoods[is_possible]
+    points, log_likelihoods = Known(
+        np.concatenate([each.points for each in rounds]),
+        np.concatenate([each.log_likelihoods for each in rounds]),
+    ).possible
     sizes = np.array([len(each.points) for each in rounds])
     densities = [each.proposal.terms(points)[1] for each in rounds]
     mixed = logsumexp(densities, axis=0, b=(sizes / sizes.sum())[:, None])
@@ -222,7 +193,3 @@ def combined(rounds: list[Round]) -> Estimate:
 
 def _log_mean(log_values: np.ndarray) -> float:
     return float(logsumexp(log_values)) - math.log(len(log_values))
-
-
-def _shares(log_weights: np.ndarray) -> np.ndarray:
-    return np.exp(log_weights - logsumexp(log_weights))

@@ -4,10 +4,9 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import numpy as np
 from dynesty import NestedSampler
 from dynesty.internal_samplers import SamplerReturn, UniformBoundSampler
@@ -16,11 +15,14 @@ from jaxtyping import Array
 
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
-from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.depth import remaining_depth
+from qbs.inference.nested.finished import Finished, cut_short
+from qbs.inference.nested.problem import MAX_FIRST_DRAWS, Cube, CubeProblem
 from qbs.inference.problem import Problem
 from qbs.inference.progress import Pace, ProgressLine
 from qbs.inference.results.diagnostics import weight_problems
 from qbs.inference.results.posterior import Posterior
+from qbs.inference.seeds import numpy_generator
 from qbs.precision import Precision
 
 # Uniform draws from the bounding ellipsoids need no chain, so whole batches can be drawn ahead.
@@ -29,46 +31,6 @@ _MAX_UNIFORM_DIM = 9
 # Warnings of dynesty that a run is slow, or was stopped: the one is no reason to doubt it, the other is said.
 _NO_PROBLEM = ("inefficient", "stopped short")
 _CALLS_IN_BOUNDS = 2.5  # for an iteration, by uniform draws from ellipsoids: a guess for before there are any
-_MAX_DRAWS_FOR_FIRST_POINT = {True: 200_000, False: 10_000}  # compiled, Python
-
-
-@runtime_checkable
-class Cube(Protocol):
-    """What a sampler asks of a likelihood on the unit cube; see `CubeProblem`."""
-
-    dim: int
-    num_calls: int
-    num_finite: int
-    is_compiled: bool
-    version: int  # another one where the same point may have another value
-
-    def log_likelihood(self, points: np.ndarray) -> np.ndarray:
-        """Return log likelihoods, shape (n,), of points of shape (n, dim)."""
-
-    def impossible(self) -> Exception:
-        """Return the error for a likelihood that is zero wherever it was tried."""
-
-
-class Finished(NamedTuple):
-    """What a nested sampler has found.
-
-    Attributes:
-        points: Weighted draws, in the unit cube.
-        log_likelihoods: There.
-        log_weights: Normalized to a total weight of 1.
-        log_evidence: In nats.
-        log_evidence_error: Its standard error.
-        problems: What a reader must know.
-        provenance: How it went.
-    """
-
-    points: np.ndarray
-    log_likelihoods: np.ndarray
-    log_weights: np.ndarray
-    log_evidence: float
-    log_evidence_error: float
-    problems: list[str]
-    provenance: dict[str, Any]
 
 
 # Called after each iteration with its number, the nats that may be left to find, and the live points with
@@ -125,18 +87,7 @@ class Dynesty(Method):
         cube = CubeProblem(problem, keeper)
         with cube.calls.kept():
             found = self.drive(cube, key, line)
-        samples, derived = cube.values(found.points)
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=found.log_weights[None],
-            log_evidence=found.log_evidence,
-            log_evidence_error=found.log_evidence_error,
-            num_likelihood_calls=cube.num_calls,
-            problems=found.problems,
-            derived=derived,
-            stats={"log_likelihood": found.log_likelihoods[None]},
-            provenance=found.provenance,
-        )
+        return found.posterior(cube)
 
     def drive(
         self,
@@ -173,11 +124,7 @@ class Dynesty(Method):
         if is_stopped or (self.max_calls and reporter.remaining > self.dlogz):
             what = "Interrupted" if interrupted else "Stopped by max_calls"
             what += f" = {self.max_calls:,}" if self.max_calls and not interrupted else ""
-            problems.append(
-                f"{what} after {sampler.it - 1:,} iterations, with up to {reporter.remaining:.2g} nats of "
-                f"log evidence left to find (dlogz = {self.dlogz}): the draws so far are kept here; the "
-                "evidence counts the live points, and its error is too small."
-            )
+            problems.append(cut_short(what, sampler.it - 1, reporter.remaining, self.dlogz))
         said = {str(warning.message) for warning in caught}
         problems += sorted(
             f"dynesty: {text}" for text in said if not any(word in text for word in _NO_PROBLEM)
@@ -190,7 +137,6 @@ class Dynesty(Method):
             raise ValueError(
                 f"Dynesty: num_live is {self.num_live}; in {cube.dim} dimensions it must be above {least}"
             )
-        seed = [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
         is_uniform = self.sample == "unif" or (self.sample == "auto" and cube.dim <= _MAX_UNIFORM_DIM)
         evaluator = _Evaluator(cube)
         stream = _Stream(cube, self.batch_size) if is_uniform else None
@@ -203,7 +149,7 @@ class Dynesty(Method):
                 bound=self.bound,
                 sample=_BatchedUniform(ndim=cube.dim, stream=stream) if is_uniform else self.sample,
                 live_points=None if live_points is None else (live_points[0], *live_points),
-                rstate=np.random.default_rng(seed),
+                rstate=numpy_generator(key),
                 pool=evaluator,
                 queue_size=1,
                 use_pool={"propose_point": False, "update_bound": False, "prior_transform": False},
@@ -249,7 +195,7 @@ class _Evaluator:
     def map(self, _function: Any, points: np.ndarray) -> list[Any]:
         """Evaluate the live points that start a run."""
         values = self._cube.log_likelihood(np.asarray(points))
-        limit = _MAX_DRAWS_FOR_FIRST_POINT[self._cube.is_compiled]
+        limit = MAX_FIRST_DRAWS[self._cube.is_compiled]
         if self._cube.num_finite == 0 and self._cube.num_calls >= limit:
             raise self._cube.impossible()
         return [LoglOutput(float(value), blob_flag=False) for value in values]
@@ -365,17 +311,12 @@ class _Reporter:
         return self._num_live * (ends[1] - ends[0]) + self._calls_in_bounds * (left - in_cube)
 
     def _remaining_iterations(self, result: Any) -> float:
-        """Estimate how many iterations are left, as if the posterior were Gaussian.
-
-        Then the prior volume above a log likelihood r below the peak is proportional to r^(d/2), it falls
-        by a factor e every `num_live` iterations, and the share of the evidence in it is, once r is small,
-        r^(d/2) / Gamma(d/2 + 1).
-        """
-        half_dim, delta = self._cube.dim / 2, max(result.delta_logz, 1e-300)
-        log_ratio = delta if delta > 30 else math.log(math.expm1(delta))  # of the live points' share to Z
-        highest = log_ratio + result.logz - result.logvol
-        depth = max(highest - result.loglstar, 1e-300)
-        log_share_at_end = math.log(self._dlogz)
-        return self._num_live * max(
-            half_dim * math.log(depth) - math.lgamma(half_dim + 1) - log_share_at_end, 0.0
+        """Estimate how many iterations are left; the volume falls by a factor e every `num_live` of them."""
+        return self._num_live * remaining_depth(
+            self._cube.dim,
+            float(result.delta_logz),
+            float(result.logz),
+            float(result.logvol),
+            float(result.loglstar),
+            self._dlogz,
         )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,29 +12,11 @@ from jaxtyping import Array, Float
 
 from qbs.errors import LikelihoodError, MissingExtraError
 from qbs.inference.method import require_positive
+from qbs.inference.nested.known import Evaluate, Known
+from qbs.inference.nested.unit_cube import LEAST, MOST
+from qbs.inference.seeds import numpy_generator
 
-_LEAST, _MOST = 1e-300, 1.0 - 2.0**-53  # inside the cube, where inverse CDFs are finite
 _MAX_FIRST_DRAWS = 10_000
-
-Evaluate = Callable[[np.ndarray], np.ndarray]
-
-
-class Search(NamedTuple):
-    """All calls of a search, in the order in which they were made.
-
-    Attributes:
-        points: In the unit cube.
-        log_likelihoods: There; `-inf` where parameters are impossible.
-    """
-
-    points: Float[np.ndarray, "num_calls dim"]
-    log_likelihoods: Float[np.ndarray, " num_calls"]
-
-    @property
-    def best(self) -> tuple[np.ndarray, float]:
-        """The point with the greatest log likelihood, and the latter."""
-        place = int(np.argmax(self.log_likelihoods))
-        return self.points[place], float(self.log_likelihoods[place])
 
 
 class Genetic(eqx.Module):
@@ -86,7 +68,7 @@ class Genetic(eqx.Module):
         if self.mutation_decay > 1:
             raise ValueError(f"Genetic: mutation_decay must be 1 or less, not {self.mutation_decay!r}")
 
-    def search(self, evaluate: Evaluate, dim: int, key: Array) -> Search:
+    def search(self, evaluate: Evaluate, dim: int, key: Array) -> Known:
         """Return the calls of a search of the unit cube.
 
         Steps that leave the cube are reflected at its faces. The same key gives the same calls.
@@ -114,7 +96,7 @@ class _Evolution:
         self._points: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
 
-    def run(self, step: Callable, key: Array) -> Search:
+    def run(self, step: Callable, key: Array) -> Known:
         first, *keys = jax.random.split(key, self.settings.generations + 1)
         self._begin(first)
         generate = step(self, keys[0])
@@ -129,7 +111,7 @@ class _Evolution:
 
     def _begin(self, key: Array) -> None:
         """Draw from the prior until a point is possible."""
-        rng = np.random.default_rng([int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))])
+        rng = numpy_generator(key)
         for _ in range(-(-_MAX_FIRST_DRAWS // self.population)):
             self.values(rng.uniform(size=(self.population, self.dim)))
             if self.best > -np.inf:
@@ -140,8 +122,8 @@ class _Evolution:
         )
 
     @property
-    def calls(self) -> Search:
-        return Search(np.concatenate(self._points), np.concatenate(self._values))
+    def calls(self) -> Known:
+        return Known(np.concatenate(self._points), np.concatenate(self._values))
 
     @property
     def best(self) -> float:
@@ -214,7 +196,7 @@ def _cma(search: _Evolution, key: Array) -> Callable[[int, Array], None]:
 def reflected(points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, "num_points dim"]:
     """Return points folded into the open unit cube at its faces, as often as it takes."""
     folded = np.abs(np.mod(points + 1.0, 2.0) - 1.0)
-    return np.clip(folded, _LEAST, _MOST)
+    return np.clip(folded, LEAST, MOST)
 
 
 @functools.lru_cache(maxsize=16)  # compiled code belongs to the object

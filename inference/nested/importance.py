@@ -4,7 +4,6 @@ import math
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import brentq
@@ -12,15 +11,18 @@ from scipy.special import logsumexp
 
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
+from qbs.inference.nested.estimate import Estimate
+from qbs.inference.nested.known import Known
 from qbs.inference.nested.problem import CubeProblem
-from qbs.inference.nested.proposals import FreeProposal, around, in_cube
+from qbs.inference.nested.proposals import FreeProposal, around, in_cube, normalized
 from qbs.inference.nested.student_mixture import fit_mixture
-from qbs.inference.nested.training import Known, depth_of
+from qbs.inference.nested.training import depth_of
 from qbs.inference.nested.whitening import of_cube
 from qbs.inference.problem import Problem
 from qbs.inference.progress import Pace, ProgressLine
-from qbs.inference.results.diagnostics import LARGEST_PARETO_K, kish_ess, pareto_k, weight_problems
+from qbs.inference.results.diagnostics import kish_ess
 from qbs.inference.results.posterior import Posterior
+from qbs.inference.seeds import numpy_generator
 from qbs.precision import Precision
 
 _MAX_FIRST_DRAWS = {True: 50_000, False: 10_000}  # compiled, Python
@@ -29,7 +31,6 @@ _ENOUGH = 100  # effective draws for each dimension and one more, for a mixture 
 _IMPROVEMENT = 1.1  # of the efficiency, for another mixture to be worth a batch
 _MOST_LOG_TEMPERATURE = 80.0
 _HALF = 0.5
-_LARGEST_SHARE = 0.1
 
 
 class Importance(Method):
@@ -102,6 +103,11 @@ class Population(NamedTuple):
     densities: Float[np.ndarray, "num_proposals num_points"]
 
     @property
+    def is_any(self) -> bool:
+        """Whether any point is possible."""
+        return bool(np.isfinite(self.log_likelihoods).any())
+
+    @property
     def log_volumes(self) -> Float[np.ndarray, " num_points"]:
         """Log of the prior's share that each point stands for."""
         return -logsumexp(self.densities, axis=0, b=np.array(self.counts)[:, None])
@@ -138,15 +144,23 @@ def no_points(dim: int) -> Population:
     return Population((), (), np.zeros((0, dim)), np.zeros(0), np.zeros((0, 0)))
 
 
-def log_evidence_and_error(population: Population) -> tuple[float, float]:
-    """Return the log evidence and its standard error; infinite where nothing was found."""
+def estimated(population: Population) -> Estimate:
+    """Return what a population says of the evidence, and its possible points as draws."""
     weights, total = population.log_weights, sum(population.counts)
-    if not np.isfinite(weights).any():
-        return -math.inf, math.inf
-    log_evidence = float(logsumexp(weights))
-    shares = np.exp(weights - log_evidence)  # those outside of the cube are zero
-    variance = float(np.sum(shares**2)) - 1 / total
-    return log_evidence, math.sqrt(max(variance, 0.0))
+    is_possible = np.isfinite(weights)
+    log_evidence, error = -math.inf, math.inf
+    if is_possible.any():
+        log_evidence = float(logsumexp(weights))
+        shares = np.exp(weights - log_evidence)  # those outside of the cube are zero
+        error = math.sqrt(max(float(np.sum(shares**2)) - 1 / total, 0.0))
+    return Estimate(
+        log_evidence,
+        error,
+        population.points[is_possible],
+        population.log_likelihoods[is_possible],
+        weights[is_possible],
+        int(is_possible.sum()),
+    )
 
 
 class _Run:
@@ -156,9 +170,7 @@ class _Run:
         self, method: Importance, cube: CubeProblem, key: Array, line: ProgressLine, known: Known | None
     ):
         self._method, self._cube, self._line, self._known = method, cube, line, known
-        self._rng = np.random.default_rng(
-            [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]
-        )
+        self._rng = numpy_generator(key)
         self._found = no_points(cube.dim)  # since the posterior was reached, or so far
         self._pace = Pace()
 
@@ -169,7 +181,7 @@ class _Run:
             self._search()
             self._add()
         except KeyboardInterrupt:
-            if not np.isfinite(self._found.log_likelihoods).any():
+            if not self._found.is_any:
                 raise
             is_interrupted = True
             problems = [f"Interrupted after {self._cube.num_calls:,} calls: the draws so far are kept here."]
@@ -178,11 +190,14 @@ class _Run:
     def _search(self) -> None:
         """Draw batches until mixtures near the posterior get no better."""
         dim = self._cube.dim
-        self._proposal = around(of_cube(dim)) if self._known is None else self._near(self._known)
+        self._proposal = around(of_cube(dim))
+        if self._known is not None:  # the better ones above all
+            falls = (self._known.log_likelihoods - self._known.top) / (0.25 * depth_of(dim))
+            self._proposal = self._near(self._known.points, falls)
         temperature, efficiency = math.inf, 0.0
         while True:
             self._draw(temperature)
-            if not np.isfinite(self._found.log_likelihoods).any():
+            if not self._found.is_any:
                 if self._cube.num_calls >= _MAX_FIRST_DRAWS[self._cube.is_compiled]:
                     raise self._cube.impossible()
                 self._found = no_points(dim)
@@ -200,7 +215,7 @@ class _Run:
         """Draw batches from the last mixture, which stays as it is: that makes the evidence unbiased."""
         while self._cube.num_calls < self._method.max_calls:
             self._draw(1.0)
-            if np.isfinite(self._found.log_likelihoods).any() and not self._wanting():
+            if self._found.is_any and not self._wanting(estimated(self._found)):
                 return
 
     def _last_efficiency(self) -> float:
@@ -236,39 +251,21 @@ class _Run:
 
     def _fit(self, temperature: float) -> None:
         """Fit the next mixture to all draws, by their weights at a temperature."""
-        log_weights = self._found.log_volumes + self._found.log_likelihoods / temperature
-        weights = np.exp(log_weights - logsumexp(log_weights))
-        is_any = weights > 0
-        mixture = fit_mixture(self._rng, self._found.points[is_any], weights[is_any], _NUM_COMPONENTS)
-        self._proposal = FreeProposal(mixture)
+        found = self._found
+        self._proposal = self._near(found.points, found.log_volumes + found.log_likelihoods / temperature)
 
-    def _near(self, known: Known) -> FreeProposal:
-        """Return a mixture near known points, the better ones above all."""
-        log_weights = (known.log_likelihoods - known.top) / (0.25 * depth_of(self._cube.dim))
-        weights = np.exp(log_weights - logsumexp(log_weights))
+    def _near(self, points: np.ndarray, log_weights: np.ndarray) -> FreeProposal:
+        weights = normalized(log_weights)
         is_any = weights > 0
-        return FreeProposal(fit_mixture(self._rng, known.points[is_any], weights[is_any], _NUM_COMPONENTS))
+        return FreeProposal(fit_mixture(self._rng, points[is_any], weights[is_any], _NUM_COMPONENTS))
 
-    def _wanting(self) -> list[str]:
+    def _wanting(self, found: Estimate) -> list[str]:
         """Return what the draws so far lack, as plain sentences."""
-        method = self._method
-        _, error = log_evidence_and_error(self._found)
-        weights, lacks = self._found.log_weights, []
-        if not error <= method.max_error:
-            lacks.append(
-                f"The standard error of the log evidence is {error:.2g}, above max_error = "
-                f"{method.max_error:g}."
-            )
-        if (ess := kish_ess(weights)) < method.min_ess:
-            lacks.append(f"The effective sample size is {ess:.0f}, below min_ess = {method.min_ess}.")
-        share = float(np.exp(weights.max() - logsumexp(weights)))
-        if share > _LARGEST_SHARE:
-            lacks.append(f"One draw has {share:.0%} of the weight: the mixtures missed what it stands for.")
-        return lacks
+        return found.lacks(self._method.max_error, self._method.min_ess, "the mixtures")
 
     def _tell(self, temperature: float) -> None:
         self._pace.note(self._cube.num_calls)
-        if not self._line.is_due or not np.isfinite(self._found.log_likelihoods).any():
+        if not self._line.is_due or not self._found.is_any:
             return
         method, calls = self._method, self._cube.num_calls
         if temperature > 1:
@@ -276,45 +273,25 @@ class _Run:
                 f"closing in on the posterior at temperature {temperature:.3g}, {calls:,} calls"
             )
             return
-        log_evidence, error = log_evidence_and_error(self._found)
-        ess, counted = kish_ess(self._found.log_weights), sum(self._found.counts)
-        needed = counted * max((error / method.max_error) ** 2, method.min_ess / ess)
+        found, counted = estimated(self._found), sum(self._found.counts)
+        needed = counted * max((found.log_evidence_error / method.max_error) ** 2, method.min_ess / found.ess)
         left = min(max(needed - counted, 0.0), method.max_calls - calls)
         self._line.update(
-            f"{calls:,} calls, ln Z {log_evidence:.3f} +- {error:.2g} (stop at {method.max_error:g}), "
-            f"{ess:.0f} effective draws (stop at {method.min_ess})",
+            f"{calls:,} calls, ln Z {found.log_evidence:.3f} +- {found.log_evidence_error:.2g} (stop at "
+            f"{method.max_error:g}), {found.ess:.0f} effective draws (stop at {method.min_ess})",
             calls / (calls + left),
             self._pace.seconds_for(left),
         )
 
     def _result(self, problems: list[str], *, is_interrupted: bool) -> Posterior:
-        is_possible = np.isfinite(self._found.log_likelihoods)
-        if not is_possible.any():
+        if not self._found.is_any:
             raise self._cube.impossible()
+        found = estimated(self._found)
         if not is_interrupted:
-            problems = [*problems, *self._wanting()]
-        weights = self._found.log_weights[is_possible]
-        log_evidence, error = log_evidence_and_error(self._found)
-        k = pareto_k(weights)
-        if k is not None and k > LARGEST_PARETO_K and kish_ess(weights) < _HALF * len(weights):
-            problems.append(
-                f"The tail of the weights is heavy (Pareto k {k:.2f}, at most {LARGEST_PARETO_K:g} is "
-                "expected): the error of the evidence may be too small."
-            )
-        problems += weight_problems(weights)
-        samples, derived = self._cube.values(self._found.points[is_possible])
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=(weights - logsumexp(weights))[None],
-            log_evidence=log_evidence,
-            log_evidence_error=error,
-            num_likelihood_calls=self._cube.num_calls,
-            problems=problems,
-            derived=derived,
-            stats={"log_likelihood": self._found.log_likelihoods[is_possible][None]},
-            provenance={
-                "exactness": "importance weights by the likelihood at each draw",
-                "num_counted_draws": sum(self._found.counts),
-                "is_interrupted": is_interrupted,
-            },
-        )
+            problems = self._wanting(found)
+        provenance = {
+            "exactness": "importance weights by the likelihood at each draw",
+            "num_counted_draws": sum(self._found.counts),
+            "is_interrupted": is_interrupted,
+        }
+        return found.finished(problems, provenance).posterior(self._cube)

@@ -12,6 +12,7 @@ from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.dynesty import Dynesty, Finished
 from qbs.inference.nested.genetic import Genetic
 from qbs.inference.nested.in_loop_slices import run_on_slices
+from qbs.inference.nested.known import Known
 from qbs.inference.nested.learned_likelihood import LearnedLikelihood, Switching, Training
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.nested.scaled_network import ACTIVATIONS, Recipe
@@ -150,22 +151,12 @@ class InLoop(Method):
             else:
                 dynesty = Dynesty(num_live=self.num_live, dlogz=self.dlogz)
                 found = dynesty.drive(learned, of_run, line, start, learned.after)
-        samples, derived = cube.values(found.points)
         is_by_network = learned.is_by_network(found.points)
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=found.log_weights[None],
-            log_evidence=found.log_evidence,
-            log_evidence_error=found.log_evidence_error,
-            num_likelihood_calls=learned.num_calls,
+        found = found._replace(
             problems=[*self._warnings(learned, is_by_network, found), *found.problems],
-            derived=derived,
-            stats={
-                "log_likelihood": found.log_likelihoods[None],
-                "is_by_network": is_by_network[None],
-            },
             provenance=found.provenance | learned.facts,
         )
+        return found.posterior(cube, learned.num_calls, is_by_network=is_by_network)
 
     @property
     def _switching(self) -> Switching:
@@ -179,25 +170,21 @@ class InLoop(Method):
 
     def _genetic_start(self, learned: LearnedLikelihood, key: Array) -> tuple[np.ndarray, np.ndarray]:
         """Return possible points of all generations of a genetic search, as many as there are live points."""
-        points, values = np.zeros((0, learned.dim)), np.zeros(0)
+        found = Known(np.zeros((0, learned.dim)), np.zeros(0))
         for number in range(100):
             search = Genetic(
                 population=_GENETIC_POPULATION,
-                generations=max(-(-(self.num_live - len(points)) // _GENETIC_POPULATION) - 1, 1),
+                generations=max(-(-(self.num_live - len(found.points)) // _GENETIC_POPULATION) - 1, 1),
                 patience=None,
                 num_elites=1,
                 crossover_rate=_CROSSOVER,
                 mutation_scale=_MUTATION_SCALE,
                 mutation_decay=1.0,
             ).search(learned.truth, learned.dim, jax.random.fold_in(key, number))
-            is_possible = search.log_likelihoods > -np.inf
-            points = np.concatenate([points, search.points[is_possible]])[: self.num_live]
-            values = np.concatenate([values, search.log_likelihoods[is_possible]])[: self.num_live]
-            if len(points) == self.num_live:
-                break
-        else:
-            raise learned.impossible()
-        return points, values
+            found = found.with_new(*search.possible)
+            if len(found.points) >= self.num_live:
+                return found.points[: self.num_live], found.log_likelihoods[: self.num_live]
+        raise learned.impossible()
 
     def _warnings(self, learned: LearnedLikelihood, is_by_network: np.ndarray, found: Finished) -> list[str]:
         count, share = int(is_by_network.sum()), float(np.exp(found.log_weights[is_by_network]).sum())

@@ -18,14 +18,13 @@ from qbs.inference.nested import whitening
 from qbs.inference.nested.concave import ConcaveForm, fit_concave
 from qbs.inference.nested.live_points import Live, course
 from qbs.inference.nested.surrogate import Surrogate
+from qbs.inference.nested.unit_cube import LEAST, MOST
 
 _REACH = 4.0  # heights up to about this many are not drawn together
 _LEAST = -8.0  # of drawn heights; also of parameters that are impossible
 _SHARE_ABOVE = 0.6  # of the points of a fit
 _SHARE_RECENT = 0.125  # those that were called last, and are below
 _SMALLEST = 0.05  # of the steps of a walk, to the largest
-
-_TINY, _MOST = 1e-300, 1.0 - 2.0**-53  # inside the cube, where inverse CDFs are finite
 
 
 class Heights(NamedTuple):
@@ -74,9 +73,7 @@ class LearnedBound(NamedTuple):
     def level(self, points: Float[Array, "num_points dim"]) -> Float[Array, " num_points"]:
         """Return the expected heights of points of the cube, in code that JAX can trace."""
         white = (points - jnp.asarray(self.space.centre)) @ jnp.asarray(self.unmixing)
-        constant, slope, curvature = (jnp.asarray(part) for part in self.form)
-        form = constant + white @ slope + 0.5 * jnp.sum((white @ curvature) * white, axis=1)
-        return self.top + form + self.rest.mean(white)
+        return self.top + self.form(white) + self.rest.mean(white)
 
 
 def learn_bound(
@@ -180,7 +177,7 @@ def wander(
     which, sizes = jax.random.uniform(of_sizes, (2, *along.places.shape))
     sizes = jnp.where(which < 0.5, 1.0, _SMALLEST**sizes)
     moves = ((2 * along.places - 1) * sizes)[..., None] * along.directions
-    log_shares = jnp.log(jax.random.uniform(of_choices, along.places.shape, minval=_TINY))
+    log_shares = jnp.log(jax.random.uniform(of_choices, along.places.shape, minval=LEAST))
 
     def log_density(levels: Array) -> Array:
         return -jax.nn.softplus((threshold - levels) / tau)
@@ -189,8 +186,8 @@ def wander(
         points, levels = at
         move, log_share = drawn
         tried = points + move
-        is_inside = jnp.all((tried > _TINY) & (tried < _MOST), axis=1)
-        found = learned.level(jnp.clip(tried, _TINY, _MOST))
+        is_inside = jnp.all((tried > LEAST) & (tried < MOST), axis=1)
+        found = learned.level(jnp.clip(tried, LEAST, MOST))
         is_taken = is_inside & (log_share < log_density(found) - log_density(levels))
         return (jnp.where(is_taken[:, None], tried, points), jnp.where(is_taken, found, levels)), None
 

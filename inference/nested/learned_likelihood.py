@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
-from qbs.inference.nested.dynesty import Cube
 from qbs.inference.nested.network_tuning import LARGEST, Tuned, tuned
+from qbs.inference.nested.problem import Cube
 from qbs.inference.nested.scaled_network import Recipe, ScaledNetwork, train
+from qbs.inference.seeds import numpy_generator, seed_words
 
 _SIZES = (1, 8, 32, 128)  # batches that a compiled likelihood is called with; larger ones are multiples
 _FEWEST = 10  # finite points to train on
@@ -152,7 +153,7 @@ class LearnedLikelihood:
         key = jax.random.fold_in(self._key, self.num_trained)
         drawing, tuning, training = jax.random.split(key, 3)
         best = points[np.argmax(values)]
-        rng = np.random.default_rng(_words(drawing))
+        rng = numpy_generator(drawing)
         around = rng.normal(best, points.std(axis=0) / 4, (self._switching.num_random, self.dim))
         around = around[np.all((around > 0) & (around < 1), axis=1)]
         points = np.concatenate([points, around])
@@ -191,7 +192,7 @@ class LearnedLikelihood:
         places = np.flatnonzero(self.is_by_network(points))
         if not places.size:
             return
-        rng = np.random.default_rng([*_words(self._key), self._iteration])
+        rng = np.random.default_rng([*seed_words(self._key), self._iteration])
         chosen = rng.permutation(places)[: self._switching.num_monitored]
         truth = self.truth(points[chosen])
         error = np.mean(np.abs(truth - values[chosen]))
@@ -203,7 +204,3 @@ class LearnedLikelihood:
             self._network, self._waited = None, 0
             self.num_dropped += 1
             self.version += 1
-
-
-def _words(key: Array) -> list[int]:
-    return [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from qbs.inference.nested.scaled_network import ACTIVATIONS, Limits, Recipe
+from qbs.inference.seeds import numpy_generator
 
 # What genes choose from, in the order of the fields of a recipe.
 CHOICES: dict[str, tuple] = {
@@ -57,7 +58,7 @@ def tuned(
         cosmology", arXiv:2209.02685.
     """
     drawing, training = jax.random.split(key)
-    rng = np.random.default_rng([int(word) for word in np.ravel(np.asarray(jax.random.key_data(drawing)))])
+    rng = numpy_generator(drawing)
     losses: dict[bytes, float] = {}
 
     def fitness(genome: np.ndarray) -> float:

@@ -149,14 +149,6 @@ class Networks(NamedTuple):
         outputs = self.scale.deviation * self._outputs(white_points)
         return self.scale.mean + outputs.mean(axis=0), outputs.std(axis=0)
 
-    def expected(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
-        """Return the mean of the members at whitened points, in float64."""
-        return self.scale.mean + self.scale.deviation * self._outputs(white_points).mean(axis=0)
-
-    def spread(self, white_points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
-        """Return the standard deviation over the members; it knows nothing of errors that they share."""
-        return self.scale.deviation * self._outputs(white_points).std(axis=0)
-
     def _outputs(self, points: np.ndarray) -> np.ndarray:
         padded = _padded(np.asarray(points, dtype=np.float32), is_power=True)
         outputs = _predicted(self.members, padded)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from qbs.inference.binding import BoundModel
 from qbs.inference.nested.constrained import Course, Walks, are_under_way, begin, judged, proposed
+from qbs.inference.nested.known import Evaluate
 from qbs.inference.nested.live_points import (
     Dead,
     Live,
@@ -28,7 +29,6 @@ from qbs.inference.nested.unit_cube import UnitCube, cube_log_likelihood
 
 CAPACITY = 32  # iterations that a compiled block can hold
 
-Evaluate = Callable[[np.ndarray], np.ndarray]
 Walk = Callable[[Array, Array, Live, Vacancies], Walks]
 
 
@@ -44,6 +44,40 @@ class Pattern(NamedTuple):
     batch: int
     num_steps: int
     chunk_size: int | None = None
+
+
+@runtime_checkable
+class LivePoints(Protocol):
+    """Settings that say how many live points there are, and how many are replaced at a time."""
+
+    num_live: int
+    batch: int | None
+
+
+def require_batch(settings: LivePoints) -> None:
+    """Raise `ValueError` where no point is left for walks to start at."""
+    if settings.batch is not None and settings.batch >= settings.num_live:
+        raise ValueError(
+            f"{type(settings).__name__}: batch is {settings.batch}; it must be below num_live, "
+            f"{settings.num_live}, since walks start at the points that are left"
+        )
+
+
+def pattern_of(
+    settings: LivePoints, dim: int, num_steps: int | None = None, chunk_size: int | None = None
+) -> Pattern:
+    """Return the shapes of a pass in so many dimensions, by default of five steps for each.
+
+    Raises:
+        ValueError: If there are too few live points for their covariance to be known.
+    """
+    if settings.num_live <= 2 * dim:
+        raise ValueError(
+            f"{type(settings).__name__}: num_live is {settings.num_live}; in {dim} dimensions it must be "
+            f"above {2 * dim}"
+        )
+    batch = max(settings.num_live // 10, 1) if settings.batch is None else settings.batch
+    return Pattern(batch, 5 * dim if num_steps is None else num_steps, chunk_size)
 
 
 class Block(NamedTuple):

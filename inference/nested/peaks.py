@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
 
+from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.surrogate import FittedSurrogate
-from qbs.inference.nested.training import Evaluate, Known, depth_of, reach_of
+from qbs.inference.nested.training import depth_of, reach_of
 
 _NUM_CANDIDATES = 6
 _LEAST_DISTANCE = 0.1  # of candidates, in the cube, for each root of the dimension
@@ -42,7 +43,7 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
         known: All points so far.
     """
     dim = known.points.shape[1]
-    best = known.points[np.argmax(known.log_likelihoods)]
+    best, _ = known.best
     candidates = _candidates(surrogate, known)
     if not len(candidates):
         return Hunt(known)
@@ -54,10 +55,10 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
     for start in starts:
         climbed = _ascent(evaluate, start)
         known = known.with_new(*climbed)
-        place = np.argmax(climbed.log_likelihoods)
-        peak, below = climbed.points[place], known.top - climbed.log_likelihoods[place]
+        peak, height = climbed.best
+        below = known.top - height
         if below < reach_of(dim) and _is_beyond(surrogate, known, peak[None])[0]:
-            return Hunt(known, peak, float(below))
+            return Hunt(known, peak, below)
     return Hunt(known)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,25 @@ from qbs.inference.problem import Problem, describe, nonfinite_data
 
 # Points whose values are computed in one call, the last with padding: where the likelihood is compiled they
 # are all draws, at the end; where it is not, a batch at a time.
+MAX_FIRST_DRAWS = {True: 200_000, False: 10_000}  # compiled, Python: until one must be possible
 _CHUNK = {True: 1024, False: 32}
+
+
+@runtime_checkable
+class Cube(Protocol):
+    """What a sampler asks of a likelihood on the unit cube; see `CubeProblem`."""
+
+    dim: int
+    num_calls: int
+    num_finite: int
+    is_compiled: bool
+    version: int  # another one where the same point may have another value
+
+    def log_likelihood(self, points: np.ndarray) -> np.ndarray:
+        """Return log likelihoods, shape (n,), of points of shape (n, dim)."""
+
+    def impossible(self) -> Exception:
+        """Return the error for a likelihood that is zero wherever it was tried."""
 
 
 class CubeProblem:

@@ -83,6 +83,11 @@ def in_cube(points: Float[np.ndarray, "num_points dim"]) -> Bool[np.ndarray, " n
     return np.all((points > 0) & (points < 1), axis=1)
 
 
+def normalized(log_weights: Float[np.ndarray, " num_points"]) -> Float[np.ndarray, " num_points"]:
+    """Return weights that sum to 1."""
+    return np.exp(log_weights - logsumexp(log_weights))
+
+
 def around(whitening: Whitening) -> FreeProposal:
     """Return a proposal of one component."""
     return FreeProposal(StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None]))
@@ -108,6 +113,6 @@ def refined(
         points = proposal.draw(rng, count)
         points = points[in_cube(points)]
         log_weights = target(points) - proposal.log_density(points)
-        weights = np.exp(log_weights - logsumexp(log_weights))
+        weights = normalized(log_weights)
         proposal = FreeProposal(fit_mixture(rng, points, weights, _NUM_COMPONENTS))
     return proposal, WeightedPoints(points, weights)

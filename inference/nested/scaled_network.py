@@ -13,6 +13,8 @@ import numpy as np
 import optax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float
 
+from qbs.inference.seeds import numpy_generator
+
 ACTIVATIONS = ("relu", "sigmoid", "tanh")
 _LOW, _HIGH = 0.1, 1.0  # what inputs and outputs are scaled to
 _MULTIPLE = 64  # what the numbers of points are padded to, so that refits do not compile again
@@ -126,7 +128,7 @@ def train(
     num_points = len(points)
     num_trained = min(max(int(training_share * num_points), 1), num_points - 1)
     shuffle, start, course = jax.random.split(key, 3)
-    order = _generator(shuffle).permutation(num_points)
+    order = numpy_generator(shuffle).permutation(num_points)
     of_points, of_values = Scaling.of(points), Scaling.of(log_likelihoods)
     limits = limits or Limits(recipe.num_layers, recipe.width, recipe.batch_size)
     weights, loss = _trained(
@@ -151,10 +153,6 @@ def train(
     return ScaledNetwork(kept, recipe, of_points, of_values, float(loss))
 
 
-def _generator(key: Array) -> np.random.Generator:
-    return np.random.default_rng([int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))])
-
-
 def _padded(array: np.ndarray) -> np.ndarray:
     more = -len(array) % _MULTIPLE
     return np.concatenate([array, np.zeros((more, *array.shape[1:]))]).astype(np.float32)
@@ -162,7 +160,7 @@ def _padded(array: np.ndarray) -> np.ndarray:
 
 def _first_weights(key: Array, dim: int, recipe: Recipe, limits: Limits) -> Weights:
     """Return normal weights as wide as Glorot & Bengio (2010) say, and biases of zero, padded with zeros."""
-    rng = _generator(key)
+    rng = numpy_generator(key)
     width, widest = recipe.width, limits.width
 
     def drawn(fan_in: int, fan_out: int) -> np.ndarray:

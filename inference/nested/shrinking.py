@@ -1,6 +1,5 @@
 """A run of nested sampling, whatever finds the new points: deaths, records, limits and the result."""
 
-import math
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,20 +10,27 @@ from jaxtyping import Array
 
 from qbs.inference.checkpoint import Keeper, Saved, pack, unpack
 from qbs.inference.method import Pacer
-from qbs.inference.nested.contours import Weighed, weighed
+from qbs.inference.nested.contours import Weighed
 from qbs.inference.nested.depth import remaining_depth
+from qbs.inference.nested.finished import cut_short
 from qbs.inference.nested.insertion import insertion_test
 from qbs.inference.nested.live_points import Live, first_live, is_over
 from qbs.inference.nested.passes import CAPACITY, Block
 from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.records import (
+    Draws,
+    Records,
+    finished,
+    first_draws,
+    insertion_problems,
+    weighed_by,
+)
 from qbs.inference.progress import Pace, ProgressLine
-from qbs.inference.results.diagnostics import kish_ess, weight_problems
+from qbs.inference.results.diagnostics import kish_ess
 from qbs.inference.results.posterior import Posterior
 
 _SECTION = "slice"
-_LEAST_P_VALUE = 0.003  # of the insertion-rank test
 _LEFT_BELOW = 0.001  # share of the posterior below the bound from which more points are drawn
-_MAX_FIRST_DRAWS = {True: 200_000, False: 10_000}  # compiled, Python
 
 
 class Goals(NamedTuple):
@@ -69,47 +75,6 @@ class Finder(Protocol):
         """Return facts of the search for the result."""
 
 
-class _Records(NamedTuple):
-    """Samples in the order of their death, and ranks of new points in the order of birth."""
-
-    points: np.ndarray
-    log_likelihoods: np.ndarray
-    births: np.ndarray
-    ranks: np.ndarray
-
-    @classmethod
-    def joined(cls, parts: list["_Records"]) -> "_Records":
-        points, log_likelihoods, births, ranks = map(np.concatenate, zip(*parts, strict=True))
-        return cls(points, log_likelihoods, births, ranks)
-
-    @classmethod
-    def of_block(cls, block: Block) -> "_Records":
-        is_dead, ranks = np.asarray(block.dead.is_dead), np.asarray(block.ranks)
-        points, log_likelihoods, births = (np.asarray(part)[is_dead] for part in block.dead[:3])
-        return cls(points, log_likelihoods, births, ranks[~np.isnan(ranks)])
-
-    @classmethod
-    def of_live(cls, live: Live) -> "_Records":
-        is_alive = np.asarray(live.is_alive)
-        parts = (live.points, live.log_likelihoods, live.births)
-        points, log_likelihoods, births = (np.asarray(part)[is_alive] for part in parts)
-        return cls(points, log_likelihoods, births, np.zeros(0))
-
-
-class _Draws(NamedTuple):
-    """The draws from the prior with which a run begins.
-
-    Attributes:
-        points: Those that are possible.
-        log_likelihoods: There.
-        num_impossible: Those that are not.
-    """
-
-    points: np.ndarray
-    log_likelihoods: np.ndarray
-    num_impossible: int
-
-
 class Run:
     """A run of nested sampling.
 
@@ -134,7 +99,6 @@ class Run:
         self._goals, self._cube, self._finder, self._line, self._keeper = goals, cube, finder, line, keeper
         self._prior_key, self._pass_key = jax.random.split(key)
         self._num_in_blocks = 0
-        self._parts: list[_Records] = []
 
     def posterior(self) -> Posterior:
         """Run until nothing is left to find, and return draws and evidence."""
@@ -142,7 +106,7 @@ class Run:
             return self._run()
 
     def _run(self) -> Posterior:
-        draws = self._first_draws()
+        draws = first_draws(self._cube, self._goals.num_live, self._prior_key, self._line)
         records, problems, is_interrupted = self._first_pass(draws)
         if not problems and self._goals.min_ess is not None:
             records, problems, is_interrupted = self._more_passes(draws, records, self._goals.min_ess)
@@ -152,44 +116,24 @@ class Run:
     def _num_calls(self) -> int:
         return self._cube.num_calls + self._num_in_blocks
 
-    def _first_draws(self) -> _Draws:
-        """Draw from the prior until there are enough possible points."""
-        num_live, rounds = self._goals.num_live, 0
-        points: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        while (num_found := sum(map(len, points))) < num_live:
-            key = jax.random.fold_in(self._prior_key, rounds)
-            new = np.asarray(jax.random.uniform(key, (num_live, self._cube.dim), minval=1e-300))
-            found = self._cube.log_likelihood(new)
-            is_possible = found > -math.inf
-            points, values = [*points, new[is_possible]], [*values, found[is_possible]]
-            rounds += 1
-            if not num_found and self._num_calls >= _MAX_FIRST_DRAWS[self._cube.is_compiled]:
-                raise self._cube.impossible()
-            self._line.update(f"{num_found:,} of {num_live:,} live points, {self._num_calls:,} draws")
-        possible = np.concatenate(points)
-        return _Draws(possible, np.concatenate(values), rounds * num_live - len(possible))
-
-    def _first_pass(self, draws: _Draws) -> tuple[_Records, list[str], bool]:
+    def _first_pass(self, draws: Draws) -> tuple[Records, list[str], bool]:
         # Those drawn beyond the live points only tell of the volume that is possible.
         count = self._goals.num_live
         live = first_live(jnp.asarray(draws.points[:count]), jnp.asarray(draws.log_likelihoods[:count]))
         return self._pass(1, live)
 
-    def _more_passes(
-        self, draws: _Draws, records: _Records, min_ess: int
-    ) -> tuple[_Records, list[str], bool]:
+    def _more_passes(self, draws: Draws, records: Records, min_ess: int) -> tuple[Records, list[str], bool]:
         """Add points where the posterior is, until its draws are enough."""
         number = 1
-        while kish_ess((found := _weighed(draws, records)).log_weights) < min_ess:
+        while kish_ess((found := weighed_by(draws, records)).log_weights) < min_ess:
             number += 1
             own, problems, is_interrupted = self._pass(number, self._within(number, records, found))
-            records = _Records.joined([records, own])
+            records = Records.joined([records, own])
             if problems:
                 return records, problems, is_interrupted
         return records, [], False
 
-    def _within(self, number: int, records: _Records, found: Weighed) -> Live:
+    def _within(self, number: int, records: Records, found: Weighed) -> Live:
         """Return live points above the bound below which there is next to nothing of the posterior."""
         place = int(np.searchsorted(np.cumsum(np.exp(found.log_weights)), _LEFT_BELOW))
         bound = records.log_likelihoods[found.order[place]]
@@ -209,14 +153,14 @@ class Run:
         self._checked(block)
         return live
 
-    def _pass(self, number: int, live: Live) -> tuple[_Records, list[str], bool]:
+    def _pass(self, number: int, live: Live) -> tuple[Records, list[str], bool]:
         """Go on until nothing is left to find; return the records, and whether it was stopped before."""
         goals, name = self._goals, f"pass {number}"
         key, section = jax.random.fold_in(self._pass_key, number), f"{_SECTION} {name}"
-        parts: list[_Records] = []
+        parts: list[Records] = []
         if self._finder.is_compiled and (saved := self._keeper.found(section)) is not None:
             live = unpack(saved.arrays, live)
-            parts = [_Records(*(saved.arrays[field] for field in _Records._fields))]
+            parts = [Records(*(saved.arrays[field] for field in Records._fields))]
             self._num_in_blocks = int(saved.facts["num_in_blocks"])
         pacer, pace = Pacer(CAPACITY if self._finder.is_compiled else 1), Pace()
         problems, is_interrupted = [], False
@@ -229,7 +173,7 @@ class Run:
                 live, block = self._finder.advanced(key, live, length)
                 pacer.finish()
                 self._checked(block)
-                parts.append(_Records.of_block(block))
+                parts.append(Records.of_block(block))
                 pace.note(-float(live.log_volume))
                 self._keeper.keep(section, partial(self._saved, live, parts))
                 self._tell(live, pace, name)
@@ -239,7 +183,7 @@ class Run:
             problems, is_interrupted = [self._stopped(live, "Interrupted")], True
         if self._finder.is_compiled:
             self._keeper.keep(section, partial(self._saved, live, parts), at_once=True)
-        return _Records.joined([*parts, _Records.of_live(live)]), problems, is_interrupted
+        return Records.joined([*parts, Records.of_live(live)]), problems, is_interrupted
 
     def _checked(self, block: Block) -> None:
         """Count the calls of a block that is compiled, and refuse what is no likelihood."""
@@ -251,9 +195,9 @@ class Run:
                 np.asarray(block.invalid[at])[None]
             )  # an error that names the parameters
 
-    def _saved(self, live: Live, parts: list[_Records]) -> Saved:
-        none = _Records.of_live(live._replace(is_alive=live.is_alive & False))
-        records = _Records.joined([none, *parts])
+    def _saved(self, live: Live, parts: list[Records]) -> Saved:
+        none = Records.of_live(live._replace(is_alive=live.is_alive & False))
+        records = Records.joined([none, *parts])
         return Saved({"num_in_blocks": self._num_in_blocks}, pack(live) | records._asdict())
 
     def _tell(self, live: Live, pace: Pace, name: str) -> None:
@@ -276,51 +220,23 @@ class Run:
         )
 
     def _stopped(self, live: Live, what: str) -> str:
-        return (
-            f"{what} after {int(live.num_iterations):,} iterations, with up to {float(live.remaining):.2g} "
-            f"nats of log evidence left to find (dlogz = {self._goals.dlogz}): the draws so far are kept "
-            "here; the evidence counts the live points, and its error is too small."
-        )
+        return cut_short(what, int(live.num_iterations), float(live.remaining), self._goals.dlogz)
 
     def _result(
-        self, draws: _Draws, records: _Records, problems: list[str], *, is_interrupted: bool
+        self, draws: Draws, records: Records, problems: list[str], *, is_interrupted: bool
     ) -> Posterior:
-        found = _weighed(draws, records)
-        is_kept = found.log_weights > -700
-        chosen, log_weights = found.order[is_kept], found.log_weights[is_kept]
-        log_weights = log_weights - np.logaddexp.reduce(log_weights)
-        samples, derived = self._cube.values(records.points[chosen])
-        problems = [*problems, *self._finder.problems()]
-        p_value, worst = insertion_test(records.ranks, self._goals.num_live)
-        if min(p_value, worst) < _LEAST_P_VALUE:
-            problems.append(
-                "New live points do not stand among the others as draws from the prior above the bound would "
-                f"(the insertion-rank test has p = {min(p_value, worst):.1g}): evidence and posterior may be "
-                f"biased. Raise {self._finder.remedy}, or num_live."
-            )
-        return Posterior(
-            samples={name: values[None] for name, values in samples.items()},
-            log_weights=log_weights[None],
-            log_evidence=found.log_evidence,
-            log_evidence_error=found.log_evidence_error,
-            num_likelihood_calls=self._num_calls,
-            problems=[*problems, *weight_problems(log_weights)],
-            derived=derived,
-            stats={"log_likelihood": records.log_likelihoods[chosen][None]},
-            provenance={
-                "information": found.information,
-                "insertion_p_value": p_value,
-                "insertion_p_value_of_worst_part": worst,
-                "is_interrupted": is_interrupted,
-                **self._finder.provenance(),
-            },
-        )
-
-
-def _weighed(draws: _Draws, records: _Records) -> Weighed:
-    return weighed(
-        records.births,
-        records.log_likelihoods,
-        num_possible=len(draws.points),
-        num_impossible=draws.num_impossible,
-    )
+        p_values = insertion_test(records.ranks, self._goals.num_live)
+        found = weighed_by(draws, records)
+        problems = [
+            *problems,
+            *self._finder.problems(),
+            *insertion_problems(p_values, f" Raise {self._finder.remedy}, or num_live."),
+        ]
+        provenance = {
+            "information": found.information,
+            "insertion_p_value": p_values[0],
+            "insertion_p_value_of_worst_part": p_values[1],
+            "is_interrupted": is_interrupted,
+            **self._finder.provenance(),
+        }
+        return finished(records, found, problems, provenance).posterior(self._cube, self._num_calls)

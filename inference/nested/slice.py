@@ -14,7 +14,9 @@ from qbs.inference.nested.passes import (
     Block,
     Pattern,
     compiled_block,
+    pattern_of,
     python_iteration,
+    require_batch,
     spread,
 )
 from qbs.inference.nested.problem import CubeProblem
@@ -69,11 +71,7 @@ class Slice(Method):
         for name in ("batch", "num_steps", "min_ess", "chunk_size", "max_calls"):
             if getattr(self, name) is not None:
                 require_positive(self, name, whole=True)
-        if self.batch is not None and self.batch >= self.num_live:
-            raise ValueError(
-                f"Slice: batch is {self.batch}; it must be below num_live, {self.num_live}, since walks "
-                "start at the points that are left"
-            )
+        require_batch(self)
 
     def pattern(self, dim: int) -> Pattern:
         """Return the shapes of a run in so many dimensions.
@@ -81,12 +79,7 @@ class Slice(Method):
         Raises:
             ValueError: If there are too few live points for their covariance to be known.
         """
-        if self.num_live <= 2 * dim:
-            raise ValueError(
-                f"Slice: num_live is {self.num_live}; in {dim} dimensions it must be above {2 * dim}"
-            )
-        batch = max(self.num_live // 10, 1) if self.batch is None else self.batch
-        return Pattern(batch, 5 * dim if self.num_steps is None else self.num_steps, self.chunk_size)
+        return pattern_of(self, dim, self.num_steps, self.chunk_size)
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run until the evidence is accurate; see `Method.run`."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.stats import qmc
 
 from qbs.inference.nested import whitening
+from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, refined
 from qbs.inference.nested.surrogate import FittedSurrogate, Surrogate, fit_surrogate
 from qbs.inference.nested.whitening import Whitening
@@ -18,33 +19,6 @@ _LEAST_AGREEMENT = 0.9  # of a surrogate and the one before
 _WARM_DEPTH = 3.0  # times the depth: the warped values reach as far down
 _WARP = 0.25  # of the depth, in nats at the temperature: where the warp sets in
 _DRAWS, _ROUNDS = 3000, 3  # from the surrogate
-
-Evaluate = Callable[[np.ndarray], np.ndarray]
-
-
-class Known(NamedTuple):
-    """All points where the log likelihood was computed.
-
-    Attributes:
-        points: In the unit cube.
-        log_likelihoods: There; `-inf` where parameters are impossible.
-    """
-
-    points: Float[np.ndarray, "num_points dim"]
-    log_likelihoods: Float[np.ndarray, " num_points"]
-
-    @property
-    def top(self) -> float:
-        """The greatest log likelihood."""
-        return float(np.max(self.log_likelihoods))
-
-    def with_new(
-        self, points: Float[np.ndarray, "num_new dim"], log_likelihoods: Float[np.ndarray, " num_new"]
-    ) -> "Known":
-        """Return these and new ones."""
-        return Known(
-            np.concatenate([self.points, points]), np.concatenate([self.log_likelihoods, log_likelihoods])
-        )
 
 
 class Stage(NamedTuple):
@@ -93,8 +67,7 @@ def reach_of(dim: int) -> float:
 
 def first_points(rng: np.random.Generator, dim: int, count: int) -> Float[np.ndarray, "count dim"]:
     """Return points spread evenly over the cube (Sobol 1967, scrambled)."""
-    with np.errstate(all="ignore"):
-        drawn = qmc.Sobol(dim, seed=rng).random_base2(int(np.ceil(np.log2(count))))
+    drawn = qmc.Sobol(dim, seed=rng).random_base2(int(np.ceil(np.log2(count))))
     return np.clip(drawn[:count], 1e-12, 1 - 1e-12)
 
 

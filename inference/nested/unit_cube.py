@@ -19,6 +19,9 @@ from qbs.inference.nested.inverse_cdf import cube_shape, from_uniforms
 from qbs.inference.sites import walk
 from qbs.interpreter import Interpreted, Semantics, interpret
 
+# Inside the cube, where inverse CDFs are finite.
+LEAST, MOST = 1e-300, 1.0 - 2.0**-53
+
 
 class UnitCube(eqx.Module):
     """How the coordinates of the unit cube are shared out among the latent sites.

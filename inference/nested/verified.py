@@ -21,7 +21,7 @@ from qbs.inference.nested.learned_bound import (
     wander,
 )
 from qbs.inference.nested.live_points import Live, Vacancies
-from qbs.inference.nested.passes import Block, Pattern, iteration, python_walks
+from qbs.inference.nested.passes import Block, iteration, pattern_of, python_walks, require_batch
 from qbs.inference.nested.problem import CubeProblem
 from qbs.inference.nested.shrinking import Goals, Run
 from qbs.inference.nested.surrogate import Surrogate
@@ -91,22 +91,13 @@ class Verified(Method):
             raise ValueError(
                 f"Verified: num_proposals is {self.num_proposals}; it must be at most {_MOST_PROPOSALS}"
             )
-        if self.batch is not None and self.batch >= self.num_live:
-            raise ValueError(
-                f"Verified: batch is {self.batch}; it must be below num_live, {self.num_live}, since walks "
-                "start at the points that are left"
-            )
+        require_batch(self)
         if not isinstance(self.surrogate, Surrogate):
             raise ValueError(f"Verified: surrogate must be GaussianProcess(), not {self.surrogate!r}")
 
     def run(self, problem: Problem, key: Array, line: ProgressLine, keeper: Keeper) -> Posterior:
         """Run until the evidence is accurate; see `Method.run`."""
         cube = CubeProblem(problem, keeper)
-        if self.num_live <= 2 * cube.dim:
-            raise ValueError(
-                f"Verified: num_live is {self.num_live}; in {cube.dim} dimensions it must be above "
-                f"{2 * cube.dim}"
-            )
         goals = Goals(self.num_live, self.dlogz, self.max_calls)
         return Run(goals, cube, _Proposals(self, cube), key, line, keeper).posterior()
 
@@ -119,8 +110,7 @@ class _Proposals:
     def __init__(self, method: Verified, cube: CubeProblem):
         self._method, self._cube = method, cube
         self.remedy = f"num_proposals, now {method.num_proposals}"
-        batch = max(method.num_live // 10, 1) if method.batch is None else method.batch
-        self._pattern = Pattern(batch, 5 * cube.dim)  # the steps are those of slices, without a surrogate
+        self._pattern = pattern_of(method, cube.dim)  # the steps are those of slices, without a surrogate
         self._num_steps = 20 * cube.dim if method.num_steps is None else method.num_steps
         self._interval = max(method.num_live // 4, 1)
         self._num_fitted = min(max(2 * method.num_live, 64), _MOST_FITTED)

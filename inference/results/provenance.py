@@ -16,6 +16,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from qbs.inference.seeds import seed_words
+
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _PACKAGES = ("qbs-jax", "jax", "jaxlib", "numpyro", "dynesty", "equinox", "numpy")
 
@@ -92,7 +94,7 @@ def provenance(method: eqx.Module, name: str, key: jax.Array, arrays: tuple[Any,
         "model": name,
         "method": type(method).__name__,
         "settings": settings(method),
-        "seed": [int(word) for word in np.ravel(np.asarray(jax.random.key_data(key)))],
+        "seed": seed_words(key),
         "key_type": str(jax.random.key_impl(key)),
         "data_sha256": data_fingerprint(arrays),
         "versions": versions(),

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 import qbs
+from qbs.inference.seeds import numpy_generator
 from qbs.inference.validate.simulator import LIKELIHOOD, Observed, Simulator, scalars, simulator
 from qbs.inference.validate.uniformity import uniform_p_value
 
@@ -127,7 +128,7 @@ def calibration(
         kept[name] = jnp.concatenate([truth[:, None], draws.astype(truth.dtype)], axis=1)
     log_likelihoods = jax.vmap(law.log_likelihood, in_axes=(0, None))
     kept[LIKELIHOOD] = each(log_likelihoods, dict(kept), data)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key_ties)))
+    rng = numpy_generator(key_ties)
     ranks = {name: _ranks(name, values, rng) for name, values in scalars(kept, 2)}
     p_values = {name: uniform_p_value(rank, num_draws + 1) for name, rank in ranks.items()}
     level = family_error / len(p_values)

@@ -138,11 +138,16 @@ class _Reader:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not names:
             self._fail(key, f"`{key}` must be a list of names; accepted: {', '.join(accepted)}")
+        return self._known(key, names, accepted, kind)
+
+    def _known(
+        self, key: str, names: list[Any], accepted: Iterable[str], kind: str, where: str = ""
+    ) -> tuple[str, ...]:
         for name in names:
             if name not in accepted:
                 self._fail(key, f"unknown {kind} {name!r}; {_accepted(name, accepted)}")
         if len(set(names)) < len(names):
-            self._fail(key, f"`{key}` names one {kind} twice")
+            self._fail(key, f"`{key}` names one {kind} twice{where}")
         return tuple(str(name) for name in names)
 
     def _choice(self, key: str, accepted: Iterable[str]) -> str:
@@ -185,12 +190,7 @@ class _Reader:
         names = [side] if isinstance(side, str) else side
         if not isinstance(names, list) or not names:
             self._fail(key, f"`{key}`: a side of a pair must be a data set or a list of them, not {side!r}")
-        for name in names:
-            if name not in DATA_SETS:
-                self._fail(key, f"`{key}`: unknown data set {name!r}; {_accepted(name, DATA_SETS)}")
-        if len(set(names)) < len(names):
-            self._fail(key, f"`{key}` names one data set twice on a side")
-        return tuple(str(name) for name in names)
+        return self._known(key, names, DATA_SETS, "data set", " on a side")
 
     def _folder(self, key: str) -> Path | None:
         if self._tree[key] is None:
