@@ -72,7 +72,7 @@ PROBLEMS: dict[str, Callable[[str | None], Known]] = {
     "eggbox": lambda _: Known(target(eggbox, 0, 10 * math.pi, 2), 235.85594),
     "shells": lambda _: Known(target(shells, -6, 6, 2), -1.7456),
     "lcdm": lambda path: Known(
-        Analysis("LCDM", ("cc", "desi_dr2", "bbn", "pantheon_plus"), data_path=path).numpyro_model, -719.5607
+        Analysis("LCDM", ("cc", "desi_dr2", "bbn", "pantheon_plus"), data_path=path).numpyro_model, -719.5567
     ),
 }
 

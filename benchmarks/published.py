@@ -35,9 +35,9 @@ DESI = "arXiv:2503.14738, table V"
 DOVEKIE = "arXiv:2511.07517, table 10"
 CMB = {"mnu": 0.06}
 # Near all posteriors here, and how far Newton's method looks around.
-START = {"Om": 0.315, "Obh2": 0.0222, "h": 0.672, "hrd": 101.0, "w": -0.8, "wa": -0.7}
-SCALE = {"Om": 0.006, "Obh2": 0.00013, "h": 0.006, "hrd": 0.7, "w": 0.06, "wa": 0.25}
-BATCH = 64
+START = {"Om": 0.315, "Obh2": 0.0222, "h": 0.672, "hrd": 101.0, "w": -0.8, "wa": -0.7, "Ok": 0.0}
+SCALE = {"Om": 0.006, "Obh2": 0.00013, "h": 0.006, "hrd": 0.7, "w": 0.06, "wa": 0.25, "Ok": 0.03}
+BATCH = 512
 HEAVY_TAILS = 4.0  # degrees of freedom
 NUM_STAGES, STAGE_DRAWS, ENOUGH = 4, 2000, 0.5
 

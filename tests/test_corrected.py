@@ -16,9 +16,10 @@ from qbs.errors import LikelihoodError
 from qbs.inference.nested import Corrected, GaussianProcess, Genetic, Importance, NetworkEnsemble
 from qbs.inference.nested.concave import ConcaveForm, fit_concave
 from qbs.inference.nested.correction import combined, make_round
-from qbs.inference.nested.proposals import around, in_cube, refined
+from qbs.inference.nested.proposals import WeightedPoints, around, in_cube, refined
 from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
-from qbs.inference.nested.surrogate import FittedSurrogate, fit_surrogate
+from qbs.inference.nested.surrogate import FittedSurrogate, _flattened, _restored, fit_surrogate
+from qbs.inference.nested.training import agreement
 from qbs.inference.nested.whitening import Whitening, of_cube
 
 SCALE = 0.1
@@ -119,6 +120,7 @@ WRONG = FittedSurrogate(
     -2.0,
     ConcaveForm(0.0, np.array([0.4, 0.0]), -np.eye(2)),
     some_rest,
+    10.0,
 )
 
 
@@ -134,7 +136,7 @@ def evidences_of_a_wrong_surrogate():
         rng = np.random.default_rng(seed)
         free, _ = refined(rng, WRONG, around(of_cube(2)), 2, 2000)
         rounds = [make_round(evaluate, rng, WRONG, free, 40, 4000) for _ in range(3)]
-        found.append(combined(rounds))
+        found.append(combined(rounds, rounds))
     return found
 
 
@@ -205,6 +207,35 @@ def test_networks_as_the_surrogate():
     found = fit_in_box(narrow_gaussian, 2, -1, 1, Corrected(surrogate=NetworkEnsemble(num_steps=1000)))
     assert abs(found.log_evidence + 2 * math.log(2)) < 4 * found.log_evidence_error
     assert found.problems == []
+
+
+def test_far_below_values_are_flattened_and_restored():
+    values = -np.array([0.0, 3.0, 10.0, 11.0, 500.0, 1e6])
+    flat = _flattened(values, 10.0)
+    np.testing.assert_array_equal(flat[:3], values[:3])
+    assert np.all(flat[3:] > values[3:])
+    assert flat[-1] == pytest.approx(-10 - 10 * math.log(1e5))
+    np.testing.assert_allclose(_restored(flat, 10.0), values)
+
+
+def test_a_surrogate_stays_low_far_from_points_that_are_far_below():
+    """Values of minus a thousand and more, of a few points, must not lift it elsewhere."""
+    rng = np.random.default_rng(0)
+    near = 0.5 + 0.01 * rng.normal(size=(40, 2))
+    points = np.concatenate([near, rng.uniform(size=(10, 2))])
+    values = -0.5 * np.sum((points - 0.5) ** 2, axis=1) / 0.01**2
+    space = Whitening(np.full(2, 0.5), 0.01 * np.eye(2))
+    fitted = fit_surrogate(GaussianProcess(), points, values, space, 36.0)
+    anywhere = rng.uniform(size=(500, 2))
+    is_far = np.sum((anywhere - 0.5) ** 2, axis=1) > 0.1**2
+    assert fitted(anywhere[is_far]).max() < -20.0  # 50 of it at the nearest of them
+    np.testing.assert_allclose(fitted(near), values[:40], atol=0.05)
+
+
+def test_few_draws_tell_nothing_of_agreement():
+    drawn = WeightedPoints(np.full((200, 2), 0.5), np.eye(200)[0])
+    assert agreement(WRONG, WRONG, drawn) == 0.0
+    assert agreement(WRONG, WRONG, drawn._replace(weights=np.full(200, 1 / 200))) == pytest.approx(1.0)
 
 
 def test_another_peak_is_found():

@@ -37,9 +37,10 @@ from qbs.inference.seeds import numpy_generator
 from qbs.precision import Precision
 
 _MAX_FIRST_DRAWS = {True: 50_000, False: 2_000}  # compiled, Python
-_LEAST_ROUNDS = 3  # the first is not counted
+_LEAST_ROUNDS = 4  # the first is not counted
 _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
 _LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
+_MOST_CHECKS = 3  # batches of calls until they do, before a round is made all the same
 _MAX_ROUNDS = 16
 _FREE_DRAWS = 20_000, 1_000_000  # at least, at most
 
@@ -205,16 +206,19 @@ class _Run:
         num_free = int(np.clip(16 / method.max_error**2, *_FREE_DRAWS))
         fit = partial(fit_surrogate, method.surrogate, depth=depth_of(cube.dim))
         known, surrogate, free, space = trained.known, trained.surrogate, trained.proposal, trained.whitening
-        agrees = True
+        agrees, num_checks = True, 0
         while not self._rounds or (cube.num_calls < limit and self._wanting()):
             before, surrogate = surrogate, fit(*known, space, before=surrogate if agrees else None)
             near, drawn = follow(rng, surrogate, free)
             agrees = not self._rounds or agreement(before, surrogate, drawn) > _LEAST_AGREEMENT
-            if not agrees:
+            if not agrees and num_checks < _MOST_CHECKS:
+                num_checks += 1
                 points = drawn.chosen(rng, method.batch_size)
                 known = known.with_new(points, cube.log_likelihood(points))
                 continue
-            free, space = near, whitening.of_points(*drawn)
+            num_checks = 0
+            if drawn.is_enough:
+                free, space = near, whitening.of_points(*drawn)
             made = make_round(cube.log_likelihood, rng, surrogate, free, method.round_size, num_free)
             self._rounds.append(made)
             known = known.with_new(*Known(made.points, made.log_likelihoods).possible)
@@ -223,13 +227,13 @@ class _Run:
 
     @property
     def _counted(self) -> list[Round]:
-        """The rounds but the first, which was made while least was known."""
+        """The rounds but the first, made while least was known: of its draws no evidence is taken."""
         return self._rounds[1:] or self._rounds
 
     def _estimate(self) -> Estimate:
         """Return what the counted rounds say, computed once for each number of them."""
         if self._estimated is None or self._estimated[0] != len(self._rounds):
-            self._estimated = len(self._rounds), combined(self._counted)
+            self._estimated = len(self._rounds), combined(self._rounds, self._counted)
         return self._estimated[1]
 
     def _wanting(self) -> list[str]:
@@ -281,7 +285,7 @@ class _Run:
         num_counted = len(self._counted)
         needed = max(
             num_counted * (found.log_evidence_error / method.max_error) ** 2,
-            num_counted * method.min_ess / max(found.ess, 1.0),
+            len(self._rounds) * method.min_ess / max(found.ess, 1.0) - 1,
             _LEAST_ROUNDS - 1,
         )
         left = min(size * max(math.ceil(needed) + 1 - len(self._rounds), 0), max(limit - calls, 0))

@@ -21,9 +21,12 @@ from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, in_cube
 from qbs.inference.nested.surrogate import FittedSurrogate
 from qbs.inference.results.diagnostics import kish_ess
 
-_SURROGATE_SHARE = 0.6
-_DOUBT_SHARE = 0.2
+_SURROGATE_SHARE = 0.5
+_DOUBT_SHARE = 0.3
 _DRAWS, _ROUNDS = 8000, 2  # to find a free proposal
+_NUM_KEPT = 4000  # free draws of a round, to judge the rounds before by
+_LARGEST = 300.0  # of exponents
+_LOG_DOUBT = math.log(2.0)  # standard deviations in a doubt
 
 
 class Proposal(NamedTuple):
@@ -72,9 +75,9 @@ class Round(NamedTuple):
         log_likelihoods: There, `-inf` outside of the cube.
         ratio: Evidence by the surrogate and its correction, for that of the surrogate.
         variance: Of the ratio, as seen in the differences of the round.
-        expected_variance: Of the ratio, as the surrogate's doubt has it; that it was expected before the
-            draws makes it fit to weigh rounds by.
+        doubt_variance: Of the ratio, as the surrogate's own doubt lets expect.
         integral_variance: Of the ratio, from the surrogate's own integral.
+        belief: Of the surrogate.
     """
 
     proposal: Proposal
@@ -82,8 +85,9 @@ class Round(NamedTuple):
     log_likelihoods: Float[np.ndarray, " num_points"]
     ratio: float
     variance: float
-    expected_variance: float
+    doubt_variance: float
     integral_variance: float
+    belief: "Belief"
 
     @property
     def efficiency(self) -> float:
@@ -91,6 +95,33 @@ class Round(NamedTuple):
         if not np.isfinite(self.log_likelihoods).any():
             return 0.0
         return kish_ess(self.log_likelihoods - self.proposal.terms(self.points)[1]) / len(self.points)
+
+    def expected_variance(self, belief: "Belief") -> float:
+        """Return the variance of the ratio that is expected, where a later surrogate has learned more.
+
+        That is how far the surrogates differ, and the doubt of that of them which had less.
+        """
+        expected, density = self.proposal.terms(belief.points)
+        log_scale = self.proposal.log_evidence + 0.5 * (density + belief.free_density)
+        missed = _mean_square(belief.expected - log_scale, expected - log_scale)
+        doubtful = _mean_square(belief.doubts - _LOG_DOUBT - log_scale)
+        return missed / len(self.points) + min(self.doubt_variance, doubtful / len(self.points))
+
+
+class Belief(NamedTuple):
+    """What a surrogate believes of the likelihood, at free draws.
+
+    Attributes:
+        points: The draws.
+        expected: The surrogate there.
+        doubts: How far above it the likelihood may be.
+        free_density: Log density of the draws.
+    """
+
+    points: Float[np.ndarray, "num_points dim"]
+    expected: Float[np.ndarray, " num_points"]
+    doubts: Float[np.ndarray, " num_points"]
+    free_density: Float[np.ndarray, " num_points"]
 
 
 def surrogate_and_doubt(
@@ -137,8 +168,8 @@ def make_round(
     log_evidence = _log_mean(expected - free_density)
     proposal = Proposal(surrogate, free, log_evidence, _log_mean(doubts - free_density))
     density = proposal.density_of(expected, doubts, free_density)
-    # Half of the doubt squared: the truth is as likely at the surrogate as that far above it.
-    expected_square = np.exp(2 * (doubts - log_evidence) - math.log(2) - density - free_density)
+    doubtful = _mean_square(doubts - _LOG_DOUBT - log_evidence - 0.5 * (density + free_density))
+    belief = Belief(*(each[:_NUM_KEPT] for each in (pool, expected, doubts, free_density)))
     own = np.exp(expected - free_density - log_evidence)
     num_near, num_doubtful = round(_SURROGATE_SHARE * num_draws), round(_DOUBT_SHARE * num_draws)
     points = np.concatenate(
@@ -159,20 +190,30 @@ def make_round(
         log_likelihoods,
         1 + float(difference.mean()),
         float(difference.var(ddof=1)) / num_draws,
-        float(expected_square.mean()) / num_draws,
+        doubtful / num_draws,
         float(own.var(ddof=1)) / num_free,
+        belief,
     )
 
 
-def combined(rounds: list[Round]) -> Estimate:
-    """Return the evidence by rounds together, each as far as it is expected to be right."""
-    start = rounds[0].proposal.log_evidence
-    scales = np.array([math.exp(each.proposal.log_evidence - start) for each in rounds])
-    expected = np.array([each.expected_variance + each.integral_variance for each in rounds])
+def combined(rounds: list[Round], counted: list[Round]) -> Estimate:
+    """Return the evidence by rounds together, each as far as it is expected to be right.
+
+    What a round may have missed is told by the last surrogate, which has learned from all rounds: that it
+    does not depend on what a round happened to draw makes it fit to weigh rounds by.
+
+    Args:
+        rounds: Of which the draws are kept.
+        counted: Of which the evidence is.
+    """
+    start = counted[0].proposal.log_evidence
+    scales = np.array([math.exp(each.proposal.log_evidence - start) for each in counted])
+    belief = counted[-1].belief
+    expected = np.array([each.expected_variance(belief) + each.integral_variance for each in counted])
     shares = 1 / (scales**2 * expected)
     shares /= shares.sum()
-    ratio = float(shares @ (scales * [each.ratio for each in rounds]))
-    seen = np.array([each.variance + each.integral_variance for each in rounds])
+    ratio = float(shares @ (scales * [each.ratio for each in counted]))
+    seen = np.array([each.variance + each.integral_variance for each in counted])
     variance = max(float((shares * scales) ** 2 @ seen), float((shares * scales) ** 2 @ expected))
     points, log_likelihoods = Known(
         np.concatenate([each.points for each in rounds]),
@@ -189,6 +230,12 @@ def combined(rounds: list[Round]) -> Estimate:
         log_likelihoods - mixed,
         int(sizes.sum()),
     )
+
+
+def _mean_square(log_values: np.ndarray, log_others: np.ndarray | float = -math.inf) -> float:
+    """Return the mean square of differences of values that are given by their logarithms."""
+    first, second = (np.exp(np.minimum(each, _LARGEST)) for each in (log_values, log_others))
+    return float(np.mean((first - second) ** 2))
 
 
 def _log_mean(log_values: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from qbs.inference.method import Method, require_positive
 from qbs.inference.nested.estimate import Estimate
 from qbs.inference.nested.known import Known
 from qbs.inference.nested.problem import CubeProblem
-from qbs.inference.nested.proposals import FreeProposal, around, in_cube, normalized
+from qbs.inference.nested.proposals import FreeProposal, around, in_cube, normalized, of_mixture
 from qbs.inference.nested.student_mixture import fit_mixture
 from qbs.inference.nested.training import depth_of
 from qbs.inference.nested.whitening import of_cube
@@ -257,7 +257,7 @@ class _Run:
     def _near(self, points: np.ndarray, log_weights: np.ndarray) -> FreeProposal:
         weights = normalized(log_weights)
         is_any = weights > 0
-        return FreeProposal(fit_mixture(self._rng, points[is_any], weights[is_any], _NUM_COMPONENTS))
+        return of_mixture(fit_mixture(self._rng, points[is_any], weights[is_any], _NUM_COMPONENTS))
 
     def _wanting(self, found: Estimate) -> list[str]:
         """Return what the draws so far lack, as plain sentences."""

@@ -11,9 +11,10 @@ from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
 from qbs.inference.nested.whitening import Whitening
 
 _PRIOR_SHARE = 0.05
-_WIDE_SHARE = 0.2
-_WIDER = 2.0
+_WARM_SHARE = 0.5
+_WARMTH = 4.0  # temperature
 _NUM_COMPONENTS = 4
+_LEAST_SHARE = 0.02  # of draws that stand for a target, effective
 
 
 @runtime_checkable
@@ -25,39 +26,37 @@ class Target(Protocol):
 
 
 class FreeProposal(NamedTuple):
-    """A mixture near a target, with shares of the same mixture twice as wide and of the prior.
+    """A mixture near a target, with shares of one near the target at a higher temperature and of the prior.
 
     Attributes:
         mixture: Near the target. It reaches beyond the cube.
+        warm: Near the target at temperature 4, where more may be than the target knows of.
     """
 
     mixture: StudentMixture
+    warm: StudentMixture
 
     def log_density(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the log density, in the cube and outside."""
         return logsumexp(
             [
                 np.where(in_cube(points), math.log(_PRIOR_SHARE), -math.inf),
-                math.log(1 - _PRIOR_SHARE - _WIDE_SHARE) + self.mixture.log_density(points),
-                math.log(_WIDE_SHARE) + self._wide.log_density(points),
+                math.log(1 - _PRIOR_SHARE - _WARM_SHARE) + self.mixture.log_density(points),
+                math.log(_WARM_SHARE) + self.warm.log_density(points),
             ],
             axis=0,
         )
 
     def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
         """Return draws, some of them outside the cube."""
-        shares = [1 - _PRIOR_SHARE - _WIDE_SHARE, _WIDE_SHARE, _PRIOR_SHARE]
+        shares = [1 - _PRIOR_SHARE - _WARM_SHARE, _WARM_SHARE, _PRIOR_SHARE]
         counts = [int(part) for part in rng.multinomial(count, shares)]
         drawn = [
             self.mixture.draw(rng, counts[0]),
-            self._wide.draw(rng, counts[1]),
+            self.warm.draw(rng, counts[1]),
             rng.uniform(size=(counts[2], self.mixture.means.shape[1])),
         ]
         return rng.permutation(np.concatenate(drawn))
-
-    @property
-    def _wide(self) -> StudentMixture:
-        return self.mixture.widened(_WIDER)
 
 
 class WeightedPoints(NamedTuple):
@@ -70,6 +69,11 @@ class WeightedPoints(NamedTuple):
 
     points: Float[np.ndarray, "num_points dim"]
     weights: Float[np.ndarray, " num_points"]
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether so many draws are effective that they stand for the target."""
+        return bool(1 / np.sum(self.weights**2) > _LEAST_SHARE * len(self.points))
 
     def chosen(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
         """Return points chosen by their weight, none of them twice."""
@@ -90,7 +94,12 @@ def normalized(log_weights: Float[np.ndarray, " num_points"]) -> Float[np.ndarra
 
 def around(whitening: Whitening) -> FreeProposal:
     """Return a proposal of one component."""
-    return FreeProposal(StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None]))
+    return of_mixture(StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None]))
+
+
+def of_mixture(mixture: StudentMixture) -> FreeProposal:
+    """Return a proposal of a mixture whose target at a higher temperature is not known."""
+    return FreeProposal(mixture, mixture.widened(math.sqrt(_WARMTH)))
 
 
 def refined(
@@ -112,7 +121,8 @@ def refined(
     for _ in range(rounds):
         points = proposal.draw(rng, count)
         points = points[in_cube(points)]
-        log_weights = target(points) - proposal.log_density(points)
-        weights = normalized(log_weights)
-        proposal = FreeProposal(fit_mixture(rng, points, weights, _NUM_COMPONENTS))
-    return proposal, WeightedPoints(points, weights)
+        values, density = target(points), proposal.log_density(points)
+        weights = normalized(values - density)
+        proposal = proposal._replace(mixture=fit_mixture(rng, points, weights, _NUM_COMPONENTS))
+    warm = fit_mixture(rng, points, normalized(values / _WARMTH - density), _NUM_COMPONENTS)
+    return proposal._replace(warm=warm), WeightedPoints(points, weights)

@@ -9,7 +9,8 @@ from scipy.special import gammaln, logsumexp
 
 _DEGREES = 5.0
 _WIDER = 1.2  # than the points, so that their edges are no edges of the proposal
-_STEPS = 30
+_STEPS = 15
+_MOST_POINTS = 2000  # that components are found from
 _RIDGE = 1e-6  # of the variances of all points
 
 
@@ -81,6 +82,9 @@ def fit_mixture(
     if num_components == 1:
         return whole.widened(_WIDER)
     starts = points[rng.choice(count, size=num_components, replace=False, p=weights)]
+    if count > _MOST_POINTS:
+        places = np.searchsorted(np.cumsum(weights), (np.arange(_MOST_POINTS) + rng.uniform()) / _MOST_POINTS)
+        points, weights = points[np.minimum(places, count - 1)], np.full(_MOST_POINTS, 1 / _MOST_POINTS)
     mixture = StudentMixture(
         np.full(num_components, -math.log(num_components)),
         starts,

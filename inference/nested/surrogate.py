@@ -14,6 +14,8 @@ from qbs.inference.nested.whitening import Whitening
 
 # Standard deviations, as those of a fit to chosen points are too small by half; and at most so many nats.
 _DOUBT, _MOST_DOUBT = 2.0, 6.0
+_SURE = 0.5  # nats, a standard deviation of which half is taken off
+_FLATTENED = 0.5  # of the depth, in nats, below which values are flattened
 _MOST = 3.0  # nats above the greatest value that is known
 
 
@@ -47,19 +49,22 @@ class Surrogate(eqx.Module):
 class FittedSurrogate(NamedTuple):
     """A surrogate of a log likelihood on the unit cube.
 
-    It is a standard deviation lower than what is expected, so that it is not high where nothing is known.
+    It is what is expected where that is known well, and a standard deviation lower where it is not, so that
+    it is not high where nothing is known.
 
     Attributes:
         whitening: Of the unit cube.
         top: The greatest value that it was fitted to.
         form: Values less the top, roughly.
-        rest: What the form leaves, at whitened points.
+        rest: What the form leaves of them, both flattened, at whitened points.
+        start: Of flattening, in nats below the top.
     """
 
     whitening: Whitening
     top: float
     form: ConcaveForm
     rest: Remainder
+    start: float
 
     def __call__(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the surrogate at points of the unit cube."""
@@ -71,10 +76,23 @@ class FittedSurrogate(NamedTuple):
         """Return the surrogate, and what the likelihood is hardly above."""
         white = self.whitening(points)
         mean, deviation = self.rest(white)
-        level = self.form(white) + mean
+        level = _flattened(np.asarray(self.form(white)), self.start) + mean
         above = np.minimum(_DOUBT * deviation, _MOST_DOUBT)
-        lower, upper = (np.minimum(bound, _MOST) for bound in (level - deviation, level + above))
-        return self.top + lower, self.top + upper
+        below = deviation**2 / (deviation + _SURE)
+        lower, upper = (np.minimum(bound, _MOST) for bound in (level - below, level + above))
+        return self.top + _restored(lower, self.start), self.top + _restored(upper, self.start)
+
+
+def _flattened(values: np.ndarray, start: float) -> np.ndarray:
+    """Return values that below the start fall only as a logarithm does."""
+    below = np.maximum(-values - start, 0.0)
+    return np.maximum(values, -start) - start * np.log1p(below / start)
+
+
+def _restored(values: np.ndarray, start: float) -> np.ndarray:
+    """Return what `_flattened` was given."""
+    below = np.clip((-values - start) / start, 0.0, 500.0)
+    return np.maximum(values, -start) - start * np.expm1(below)
 
 
 def fit_surrogate(
@@ -93,18 +111,20 @@ def fit_surrogate(
         log_likelihoods: There; some of them finite, none NaN.
         whitening: Of the unit cube.
         depth: Below the greatest value, in nats, that matters. Lower points are left out where the surrogate
-            is as low, and are taken for points at the depth where it is not.
+            is as low.
         before: A surrogate of the same problem in nearly the same coordinates whose settings may be kept.
     """
-    white, top = whitening(points), float(np.max(log_likelihoods))
+    white, top, start = whitening(points), float(np.max(log_likelihoods)), _FLATTENED * depth
     is_near = log_likelihoods > top - depth
-    values = np.maximum(log_likelihoods - top, -depth)
-    form = fit_concave(white[is_near], values[is_near], depth)
-    is_used = is_near | (form(white) > -depth)
+    form = fit_concave(white[is_near], log_likelihoods[is_near] - top, depth)
+    expected = np.asarray(form(white))
+    values = np.where(np.isfinite(log_likelihoods), log_likelihoods - top, np.minimum(expected, -depth))
+    left = _flattened(values, start) - _flattened(expected, start)
+    is_used = is_near | (expected > -depth)
     rest = before and before.rest
     while True:
-        rest = settings.fit(white[is_used], (values - form(white))[is_used], rest)
-        found = FittedSurrogate(whitening, top, form, rest)
+        rest = settings.fit(white[is_used], left[is_used], rest)
+        found = FittedSurrogate(whitening, top, form, rest, start)
         is_wrong = ~is_used & (found(points) > top - depth)
         if not is_wrong.any():
             return found

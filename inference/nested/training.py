@@ -9,7 +9,7 @@ from scipy.stats import qmc
 
 from qbs.inference.nested import whitening
 from qbs.inference.nested.known import Evaluate, Known
-from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, refined
+from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, in_cube, refined
 from qbs.inference.nested.surrogate import FittedSurrogate, Surrogate, fit_surrogate
 from qbs.inference.nested.whitening import Whitening
 
@@ -19,6 +19,7 @@ _LEAST_AGREEMENT = 0.9  # of a surrogate and the one before
 _WARM_DEPTH = 3.0  # times the depth: the warped values reach as far down
 _WARP = 0.25  # of the depth, in nats at the temperature: where the warp sets in
 _DRAWS, _ROUNDS = 3000, 3  # from the surrogate
+_DOUBT_SHARE, _WARM_SHARE = 0.125, 0.125  # of a batch
 
 
 class Stage(NamedTuple):
@@ -119,12 +120,13 @@ def train(
         is_right = num_good >= 2 and agrees
         if is_right or len(known.points) >= max_points:
             return Trained(known, surrogate, proposal, whitening.of_points(*drawn), is_right, error)
-        points = drawn.chosen(rng, batch)
+        points = _batch(rng, surrogate, proposal, drawn, batch)
         found = evaluate(points)
         error, is_predicted = _judged(surrogate(points), scaled(found), dim, _TOLERANCE[is_warm])
         known = known.with_new(points, found)
         tell(Stage(known, temperature, error))
-        space = whitening.of_points(*drawn) if error < _TOLERANCE[True] else _of_known(known, temperature)
+        is_followed = error < _TOLERANCE[True] and drawn.is_enough
+        space = whitening.of_points(*drawn) if is_followed else _of_known(known, temperature)
         if not is_warm:
             num_good = num_good + 1 if is_predicted else 0
         elif is_predicted:
@@ -133,8 +135,32 @@ def train(
             temperature = cooler
 
 
+def _batch(
+    rng: np.random.Generator,
+    surrogate: FittedSurrogate,
+    proposal: FreeProposal,
+    drawn: WeightedPoints,
+    count: int,
+) -> Float[np.ndarray, "count dim"]:
+    """Return points from where the surrogate is high, and a few from where the likelihood may be."""
+    num_doubtful, num_warm = int(_DOUBT_SHARE * count), int(_WARM_SHARE * count)
+    lower, upper = surrogate.bounds(drawn.points)
+    doubts = drawn.weights * np.exp(np.clip(upper - lower, 0.0, 50.0))
+    doubtful = WeightedPoints(drawn.points, doubts / doubts.sum())
+    warm = proposal.warm.draw(rng, 1000)
+    warm = warm[in_cube(warm)][:num_warm]
+    return np.concatenate(
+        [drawn.chosen(rng, count - num_doubtful - len(warm)), doubtful.chosen(rng, num_doubtful), warm]
+    )
+
+
 def agreement(first: FittedSurrogate, second: FittedSurrogate, drawn: WeightedPoints) -> float:
-    """Return the effective share of weighted draws from one surrogate as draws from another, up to 1."""
+    """Return the effective share of weighted draws from one surrogate as draws from another, up to 1.
+
+    It is 0 where few draws have all the weight: they tell nothing.
+    """
+    if not drawn.is_enough:
+        return 0.0
     ratios = first(drawn.points) - second(drawn.points)
     ratios = np.exp(np.clip(ratios - drawn.weights @ ratios, -50, 50))
     return float((drawn.weights @ ratios) ** 2 / (drawn.weights @ ratios**2))

@@ -1,0 +1,70 @@
+"""Evidences of dark-energy models on real data, by importance samples of their exact likelihood.
+
+The data are cosmic chronometers, DESI DR2, Pantheon+ and a prior of nucleosynthesis on the baryon density;
+the priors are the defaults of qbs. Millions of draws of Student's t distributions are weighted, the last of
+which moments of the draws before have shaped: no sampler, no surrogate. This is what the tests and the other
+benchmarks of evidence are held against.
+
+    python benchmarks/reference_evidences.py --data-path FOLDER [--models LCDM,CPL,oCPL] [--draws 1000000]
+"""
+
+import argparse
+import platform
+from importlib.metadata import version
+
+import jax
+import numpy as np
+from published import Posterior, peak
+from scipy.special import logsumexp
+from scipy.stats import multivariate_t
+
+import qbs
+from qbs.models.cosmology import Analysis
+
+DATA = "cc", "desi_dr2", "bbn", "pantheon_plus"
+STAGES = 4_000, 20_000, 50_000, 200_000  # draws to shape the last
+DEGREES = 5.0
+
+
+def evidence(analysis: Analysis, num_draws: int, seed: int) -> tuple[float, float, float, str]:
+    """Return the log evidence, its standard error, the share of effective draws, the posterior in words."""
+    rng = np.random.default_rng(seed)
+    posterior = Posterior(analysis)
+    ranges = np.array([analysis.prior_range(name) for name in posterior.names], dtype=float)
+    log_volume = float(np.log(ranges[:, 1] - ranges[:, 0]).sum())
+    mean, covariance = peak(posterior)
+    for count in (*STAGES, num_draws):
+        proposal = multivariate_t(mean, 0.5 * (covariance + covariance.T), df=DEGREES, seed=rng)
+        points = proposal.rvs(count)
+        log_weights = posterior(points) - proposal.logpdf(points) - log_volume
+        weights = np.exp(log_weights - log_weights.max())
+        mean = weights @ points / weights.sum()
+        covariance = ((points - mean).T * weights) @ (points - mean) / weights.sum()
+    spread = np.sqrt(np.diag(covariance))
+    said = ", ".join(
+        f"{name} {centre:.4f} ± {width:.4f}"
+        for name, centre, width in zip(posterior.names, mean, spread, strict=True)
+    )
+    error = float(weights.std() / weights.mean() / np.sqrt(num_draws))
+    effective = float(weights.sum() ** 2 / (weights**2).sum() / num_draws)
+    return float(logsumexp(log_weights) - np.log(num_draws)), error, effective, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-path", help="folder of the large tables")
+    parser.add_argument("--models", default="LCDM,CPL,oCPL", help="names, with commas between")
+    parser.add_argument("--draws", type=int, default=1_000_000, help="the last draws")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+    print(f"qbs {qbs.__version__}, JAX {version('jax')}, {platform.machine()}, {options.draws:,} draws\n")
+    print("| model | ln Z | effective | posterior |\n| --- | --- | --- | --- |")
+    for model in options.models.split(","):
+        with jax.enable_x64(True):
+            analysis = Analysis(model, DATA, data_path=options.data_path)
+            found, error, effective, said = evidence(analysis, options.draws, options.seed)
+        print(f"| {model} | {found:.4f} ± {error:.4f} | {effective:.0%} | {said} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
