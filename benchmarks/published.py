@@ -37,7 +37,7 @@ CMB = {"mnu": 0.06}
 # Near all posteriors here, and how far Newton's method looks around.
 START = {"Om": 0.315, "Obh2": 0.0222, "h": 0.672, "hrd": 101.0, "w": -0.8, "wa": -0.7, "Ok": 0.0}
 SCALE = {"Om": 0.006, "Obh2": 0.00013, "h": 0.006, "hrd": 0.7, "w": 0.06, "wa": 0.25, "Ok": 0.03}
-BATCH = 512
+BATCH = 64
 HEAVY_TAILS = 4.0  # degrees of freedom
 NUM_STAGES, STAGE_DRAWS, ENOUGH = 4, 2000, 0.5
 
@@ -116,10 +116,15 @@ class Sample(NamedTuple):
 
 
 class Posterior:
-    """The log likelihood of an analysis within uniform priors, for many points at a time."""
+    """The log likelihood of an analysis within uniform priors, for many points at a time.
 
-    def __init__(self, analysis: Analysis):
-        self.names = analysis.parameters
+    Args:
+        analysis: Of the likelihood and the priors.
+        batch: Points evaluated together.
+    """
+
+    def __init__(self, analysis: Analysis, batch: int = BATCH):
+        self.names, self._batch = analysis.parameters, batch
         self._low, self._high = np.array([analysis.prior_range(name) for name in self.names], dtype=float).T
 
         def named(point: Any) -> dict[str, Any]:
@@ -133,19 +138,19 @@ class Posterior:
         inside = np.flatnonzero(np.all((points > self._low) & (points < self._high), axis=1))
         values = np.full(len(points), -np.inf)
         if inside.size:
-            values[inside] = _in_batches(self._log_likelihood, points[inside])
+            values[inside] = _in_batches(self._log_likelihood, points[inside], self._batch)
         return values
 
     def all_values(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Return parameters and derived ones at points within the priors."""
-        found = _in_batches(self._derived, points)
+        found = _in_batches(self._derived, points, self._batch)
         return {**found, **dict(zip(self.names, points.T, strict=True))}
 
 
-def _in_batches(function: Any, points: np.ndarray) -> Any:
+def _in_batches(function: Any, points: np.ndarray, batch: int) -> Any:
     """Evaluate a function on any number of points, in batches of one size, so that it is compiled once."""
-    filled = np.concatenate([points, np.repeat(points[-1:], -len(points) % BATCH, axis=0)])
-    parts = [function(jnp.asarray(part)) for part in np.split(filled, len(filled) // BATCH)]
+    filled = np.concatenate([points, np.repeat(points[-1:], -len(points) % batch, axis=0)])
+    parts = [function(jnp.asarray(part)) for part in np.split(filled, len(filled) // batch)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(points)], *parts)
 
 

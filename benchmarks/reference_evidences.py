@@ -29,7 +29,7 @@ DEGREES = 5.0
 def evidence(analysis: Analysis, num_draws: int, seed: int) -> tuple[float, float, float, str]:
     """Return the log evidence, its standard error, the share of effective draws, the posterior in words."""
     rng = np.random.default_rng(seed)
-    posterior = Posterior(analysis)
+    posterior = Posterior(analysis, batch=512)
     ranges = np.array([analysis.prior_range(name) for name in posterior.names], dtype=float)
     log_volume = float(np.log(ranges[:, 1] - ranges[:, 0]).sum())
     mean, covariance = peak(posterior)
