@@ -133,6 +133,11 @@ class Posterior:
         self._log_likelihood = jax.jit(jax.vmap(lambda point: analysis.log_likelihood(named(point))))
         self._derived = jax.jit(jax.vmap(lambda point: analysis.derived(named(point))))
 
+    @property
+    def log_volume(self) -> float:
+        """Log of the volume within the priors."""
+        return float(np.log(self._high - self._low).sum())
+
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return the log likelihood; -inf outside the priors."""
         inside = np.flatnonzero(np.all((points > self._low) & (points < self._high), axis=1))
@@ -197,30 +202,43 @@ def peak(posterior: Posterior) -> tuple[np.ndarray, np.ndarray]:
     return point, 1.5 * covariance
 
 
+def weighted(
+    posterior: Posterior, mean: np.ndarray, covariance: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return draws of a t distribution, and their log weights, whose mean exponential is the integral."""
+    shape = 0.5 * (covariance + covariance.T) + 1e-12 * np.diag(np.diag(covariance))
+    proposal = multivariate_t(mean, shape, df=HEAVY_TAILS, seed=rng)
+    points = proposal.rvs(count).reshape(count, -1)
+    return points, posterior(points) - proposal.logpdf(points).reshape(count)
+
+
+def normalized(points: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points, and weights that sum to 1."""
+    weights = np.exp(log_weights - log_weights.max())
+    return points, weights / weights.sum()
+
+
+def moments(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and covariance of points whose weights sum to 1."""
+    mean = weights @ points
+    return mean, ((points - mean).T * weights) @ (points - mean)
+
+
 def sampled(analysis: Analysis, *, num_draws: int, seed: int) -> Sample:
     """Return a weighted sample of the posterior."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         posterior = Posterior(analysis)
         mean, covariance = peak(posterior)
-
-        def weighted(count: int) -> tuple[np.ndarray, np.ndarray]:
-            shape = 0.5 * (covariance + covariance.T) + 1e-12 * np.diag(np.diag(covariance))
-            proposal = multivariate_t(mean, shape, df=HEAVY_TAILS, seed=rng)
-            points = proposal.rvs(count).reshape(count, -1)
-            log_weights = posterior(points) - proposal.logpdf(points).reshape(count)
-            weights = np.exp(log_weights - log_weights.max())
-            return points, weights / weights.sum()
-
         for _ in range(NUM_STAGES):
-            points, weights = weighted(STAGE_DRAWS)
+            points, weights = normalized(*weighted(posterior, mean, covariance, STAGE_DRAWS, rng))
             effective = 1.0 / np.sum(weights**2)
             if effective > 10 * len(mean):
-                mean = weights @ points
-                covariance = 1.15 * ((points - mean).T * weights) @ (points - mean)
+                mean, spread = moments(points, weights)
+                covariance = 1.15 * spread
             if effective > ENOUGH * STAGE_DRAWS:
                 break
-        points, weights = weighted(num_draws)
+        points, weights = normalized(*weighted(posterior, mean, covariance, num_draws, rng))
         counted = weights > 0
         return Sample(posterior.all_values(points[counted]), weights[counted])
 

@@ -14,40 +14,31 @@ from importlib.metadata import version
 
 import jax
 import numpy as np
-from published import Posterior, peak
+from nested_problems import DATA
+from published import Posterior, moments, normalized, peak, weighted
 from scipy.special import logsumexp
-from scipy.stats import multivariate_t
 
 import qbs
 from qbs.models.cosmology import Analysis
 
-DATA = "cc", "desi_dr2", "bbn", "pantheon_plus"
 STAGES = 4_000, 20_000, 50_000, 200_000  # draws to shape the last
-DEGREES = 5.0
 
 
 def evidence(analysis: Analysis, num_draws: int, seed: int) -> tuple[float, float, float, str]:
     """Return the log evidence, its standard error, the share of effective draws, the posterior in words."""
     rng = np.random.default_rng(seed)
     posterior = Posterior(analysis, batch=512)
-    ranges = np.array([analysis.prior_range(name) for name in posterior.names], dtype=float)
-    log_volume = float(np.log(ranges[:, 1] - ranges[:, 0]).sum())
     mean, covariance = peak(posterior)
     for count in (*STAGES, num_draws):
-        proposal = multivariate_t(mean, 0.5 * (covariance + covariance.T), df=DEGREES, seed=rng)
-        points = proposal.rvs(count)
-        log_weights = posterior(points) - proposal.logpdf(points) - log_volume
-        weights = np.exp(log_weights - log_weights.max())
-        mean = weights @ points / weights.sum()
-        covariance = ((points - mean).T * weights) @ (points - mean) / weights.sum()
-    spread = np.sqrt(np.diag(covariance))
+        points, log_weights = weighted(posterior, mean, covariance, count, rng)
+        points, weights = normalized(points, log_weights)
+        mean, covariance = moments(points, weights)
     said = ", ".join(
         f"{name} {centre:.4f} ± {width:.4f}"
-        for name, centre, width in zip(posterior.names, mean, spread, strict=True)
+        for name, centre, width in zip(posterior.names, mean, np.sqrt(np.diag(covariance)), strict=True)
     )
-    error = float(weights.std() / weights.mean() / np.sqrt(num_draws))
-    effective = float(weights.sum() ** 2 / (weights**2).sum() / num_draws)
-    return float(logsumexp(log_weights) - np.log(num_draws)), error, effective, said
+    found = float(logsumexp(log_weights)) - np.log(num_draws) - posterior.log_volume
+    return found, float(weights.std() * np.sqrt(num_draws)), float(1 / np.sum(weights**2) / num_draws), said
 
 
 def main() -> None:

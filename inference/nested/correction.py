@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from qbs.inference.nested.estimate import Estimate
 from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, in_cube, normalized, refined
-from qbs.inference.nested.surrogate import FittedSurrogate
+from qbs.inference.nested.surrogate import DOUBT, FittedSurrogate
 from qbs.inference.results.diagnostics import kish_ess
 
 _SURROGATE_SHARE = 0.5
@@ -26,7 +26,7 @@ _DOUBT_SHARE = 0.3
 _DRAWS, _ROUNDS = 8000, 2  # to find a free proposal
 _NUM_KEPT = 4000  # free draws of a round, to judge the rounds before by
 _LARGEST = 300.0  # of exponents
-_LOG_DOUBT = math.log(2.0)  # standard deviations in a doubt
+_LOG_DOUBT = math.log(DOUBT)
 
 
 class Proposal(NamedTuple):
@@ -66,6 +66,22 @@ class Proposal(NamedTuple):
         )
 
 
+class Belief(NamedTuple):
+    """What a surrogate believes of the likelihood, at free draws.
+
+    Attributes:
+        points: The draws.
+        expected: The surrogate there.
+        doubts: How far above it the likelihood may be.
+        free_density: Log density of the draws.
+    """
+
+    points: Float[np.ndarray, "num_points dim"]
+    expected: Float[np.ndarray, " num_points"]
+    doubts: Float[np.ndarray, " num_points"]
+    free_density: Float[np.ndarray, " num_points"]
+
+
 class Round(NamedTuple):
     """Points drawn from one proposal, and what they say of the evidence.
 
@@ -87,7 +103,7 @@ class Round(NamedTuple):
     variance: float
     doubt_variance: float
     integral_variance: float
-    belief: "Belief"
+    belief: Belief
 
     @property
     def efficiency(self) -> float:
@@ -96,7 +112,7 @@ class Round(NamedTuple):
             return 0.0
         return kish_ess(self.log_likelihoods - self.proposal.terms(self.points)[1]) / len(self.points)
 
-    def expected_variance(self, belief: "Belief") -> float:
+    def expected_variance(self, belief: Belief) -> float:
         """Return the variance of the ratio that is expected, where a later surrogate has learned more.
 
         That is how far the surrogates differ, and the doubt of that of them which had less.
@@ -106,22 +122,6 @@ class Round(NamedTuple):
         missed = _mean_square(belief.expected - log_scale, expected - log_scale)
         doubtful = _mean_square(belief.doubts - _LOG_DOUBT - log_scale)
         return missed / len(self.points) + min(self.doubt_variance, doubtful / len(self.points))
-
-
-class Belief(NamedTuple):
-    """What a surrogate believes of the likelihood, at free draws.
-
-    Attributes:
-        points: The draws.
-        expected: The surrogate there.
-        doubts: How far above it the likelihood may be.
-        free_density: Log density of the draws.
-    """
-
-    points: Float[np.ndarray, "num_points dim"]
-    expected: Float[np.ndarray, " num_points"]
-    doubts: Float[np.ndarray, " num_points"]
-    free_density: Float[np.ndarray, " num_points"]
 
 
 def surrogate_and_doubt(

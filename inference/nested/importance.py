@@ -27,6 +27,7 @@ from qbs.precision import Precision
 
 _MAX_FIRST_DRAWS = {True: 50_000, False: 10_000}  # compiled, Python
 _NUM_COMPONENTS = 24
+_WIDE_SHARE = 0.2  # of draws from the mixture twice as wide
 _ENOUGH = 100  # effective draws for each dimension and one more, for a mixture to be fitted to
 _IMPROVEMENT = 1.1  # of the efficiency, for another mixture to be worth a batch
 _MOST_LOG_TEMPERATURE = 80.0
@@ -190,7 +191,7 @@ class _Run:
     def _search(self) -> None:
         """Draw batches until mixtures near the posterior get no better."""
         dim = self._cube.dim
-        self._proposal = around(of_cube(dim))
+        self._proposal = around(of_cube(dim), _WIDE_SHARE)
         if self._known is not None:  # the better ones above all
             falls = (self._known.log_likelihoods - self._known.top) / (0.25 * depth_of(dim))
             self._proposal = self._near(self._known.points, falls)
@@ -257,7 +258,8 @@ class _Run:
     def _near(self, points: np.ndarray, log_weights: np.ndarray) -> FreeProposal:
         weights = normalized(log_weights)
         is_any = weights > 0
-        return of_mixture(fit_mixture(self._rng, points[is_any], weights[is_any], _NUM_COMPONENTS))
+        mixture = fit_mixture(self._rng, points[is_any], weights[is_any], _NUM_COMPONENTS)
+        return of_mixture(mixture, _WIDE_SHARE)
 
     def _wanting(self, found: Estimate) -> list[str]:
         """Return what the draws so far lack, as plain sentences."""

@@ -11,7 +11,7 @@ from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
 from qbs.inference.nested.whitening import Whitening
 
 _PRIOR_SHARE = 0.05
-_WARM_SHARE = 0.5
+_WARM_SHARE = 0.5  # where that at the higher temperature is known
 _WARMTH = 4.0  # temperature
 _NUM_COMPONENTS = 4
 _LEAST_SHARE = 0.02  # of draws that stand for a target, effective
@@ -31,25 +31,27 @@ class FreeProposal(NamedTuple):
     Attributes:
         mixture: Near the target. It reaches beyond the cube.
         warm: Near the target at temperature 4, where more may be than the target knows of.
+        warm_share: Of the draws.
     """
 
     mixture: StudentMixture
     warm: StudentMixture
+    warm_share: float
 
     def log_density(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the log density, in the cube and outside."""
         return logsumexp(
             [
                 np.where(in_cube(points), math.log(_PRIOR_SHARE), -math.inf),
-                math.log(1 - _PRIOR_SHARE - _WARM_SHARE) + self.mixture.log_density(points),
-                math.log(_WARM_SHARE) + self.warm.log_density(points),
+                math.log(1 - _PRIOR_SHARE - self.warm_share) + self.mixture.log_density(points),
+                math.log(self.warm_share) + self.warm.log_density(points),
             ],
             axis=0,
         )
 
     def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
         """Return draws, some of them outside the cube."""
-        shares = [1 - _PRIOR_SHARE - _WARM_SHARE, _WARM_SHARE, _PRIOR_SHARE]
+        shares = [1 - _PRIOR_SHARE - self.warm_share, self.warm_share, _PRIOR_SHARE]
         counts = [int(part) for part in rng.multinomial(count, shares)]
         drawn = [
             self.mixture.draw(rng, counts[0]),
@@ -92,14 +94,15 @@ def normalized(log_weights: Float[np.ndarray, " num_points"]) -> Float[np.ndarra
     return np.exp(log_weights - logsumexp(log_weights))
 
 
-def around(whitening: Whitening) -> FreeProposal:
+def around(whitening: Whitening, warm_share: float = _WARM_SHARE) -> FreeProposal:
     """Return a proposal of one component."""
-    return of_mixture(StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None]))
+    one = StudentMixture(np.zeros(1), whitening.centre[None], whitening.factor[None])
+    return of_mixture(one, warm_share)
 
 
-def of_mixture(mixture: StudentMixture) -> FreeProposal:
-    """Return a proposal of a mixture whose target at a higher temperature is not known."""
-    return FreeProposal(mixture, mixture.widened(math.sqrt(_WARMTH)))
+def of_mixture(mixture: StudentMixture, warm_share: float) -> FreeProposal:
+    """Return a proposal of a mixture whose target is taken for as much wider at the higher temperature."""
+    return FreeProposal(mixture, mixture.widened(math.sqrt(_WARMTH)), warm_share)
 
 
 def refined(

@@ -13,7 +13,7 @@ from qbs.inference.nested.concave import ConcaveForm, fit_concave
 from qbs.inference.nested.whitening import Whitening
 
 # Standard deviations, as those of a fit to chosen points are too small by half; and at most so many nats.
-_DOUBT, _MOST_DOUBT = 2.0, 6.0
+DOUBT, _MOST_DOUBT = 2.0, 6.0
 _SURE = 0.5  # nats, a standard deviation of which half is taken off
 _FLATTENED = 0.5  # of the depth, in nats, below which values are flattened
 _MOST = 3.0  # nats above the greatest value that is known
@@ -77,7 +77,7 @@ class FittedSurrogate(NamedTuple):
         white = self.whitening(points)
         mean, deviation = self.rest(white)
         level = _flattened(np.asarray(self.form(white)), self.start) + mean
-        above = np.minimum(_DOUBT * deviation, _MOST_DOUBT)
+        above = np.minimum(DOUBT * deviation, _MOST_DOUBT)
         below = deviation**2 / (deviation + _SURE)
         lower, upper = (np.minimum(bound, _MOST) for bound in (level - below, level + above))
         return self.top + _restored(lower, self.start), self.top + _restored(upper, self.start)

@@ -9,6 +9,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from nested_problems import DATA, REFERENCE
 from typer.testing import CliRunner
 
 import qbs
@@ -17,9 +18,6 @@ from qbs.inference.nested import Corrected
 from qbs.models.cosmology import Analysis
 
 pytestmark = pytest.mark.slow
-
-DATA = ("cc", "desi_dr2", "bbn", "pantheon_plus")
-EVIDENCES = {"LCDM": (-719.5567, 0.0004), "CPL": (-722.5053, 0.0010), "oCPL": (-724.1048, 0.0016)}
 
 
 def _run(folder, data_path, settings):
@@ -35,7 +33,7 @@ def test_evidences_of_the_reference_problem(tmp_path, data_path):
     """CC, DESI DR2, BBN and Pantheon+."""
     models = _run(tmp_path, data_path, "models: [LCDM, CPL]\ndata: [cc, desi_dr2, bbn, pantheon_plus]")
     for name in ("LCDM", "CPL"):
-        result, (truth, truth_error) = models[name], EVIDENCES[name]
+        result, (truth, truth_error) = models[name], REFERENCE[name]
         assert abs(result["log_evidence"] - truth) < 3 * result["log_evidence_error"] + truth_error
         assert result["log_evidence_error"] < 0.2
         assert result["problems"] == []
@@ -67,7 +65,7 @@ _NOT_YET = pytest.mark.xfail(reason="14 (CPL) and 18 (oCPL) of 20 were within", 
 def test_corrected_over_seeds(model, most_calls, most_error, data_path):
     """Of 20 seeds 19 meet the bars on calls and error; others are told of, or right within their errors."""
     analysis = Analysis(model, DATA, data_path=data_path)
-    truth, truth_error = EVIDENCES[model]
+    truth, truth_error = REFERENCE[model]
     found = [
         qbs.fit(analysis.numpyro_model, method=Corrected(), key=jax.random.key(seed), progress=False)
         for seed in range(20)
