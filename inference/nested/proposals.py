@@ -13,7 +13,7 @@ from qbs.inference.nested.whitening import Whitening
 _PRIOR_SHARE = 0.05
 _WARM_SHARE = 0.5  # where that at the higher temperature is known
 _WARMTH = 4.0  # temperature
-_NUM_COMPONENTS = 4
+_MIXTURE = 4, 15, 2000  # components, steps to find them, points: rough, as there are many fits
 _LEAST_SHARE = 0.02  # of draws that stand for a target, effective
 
 
@@ -126,6 +126,6 @@ def refined(
         points = points[in_cube(points)]
         values, density = target(points), proposal.log_density(points)
         weights = normalized(values - density)
-        proposal = proposal._replace(mixture=fit_mixture(rng, points, weights, _NUM_COMPONENTS))
-    warm = fit_mixture(rng, points, normalized(values / _WARMTH - density), _NUM_COMPONENTS)
+        proposal = proposal._replace(mixture=fit_mixture(rng, points, weights, *_MIXTURE))
+    warm = fit_mixture(rng, points, normalized(values / _WARMTH - density), *_MIXTURE)
     return proposal._replace(warm=warm), WeightedPoints(points, weights)

@@ -9,8 +9,6 @@ from scipy.special import gammaln, logsumexp
 
 _DEGREES = 5.0
 _WIDER = 1.2  # than the points, so that their edges are no edges of the proposal
-_STEPS = 15
-_MOST_POINTS = 2000  # that components are found from
 _RIDGE = 1e-6  # of the variances of all points
 
 
@@ -62,6 +60,8 @@ def fit_mixture(
     points: Float[np.ndarray, "num_points dim"],
     weights: Float[np.ndarray, " num_points"],
     num_components: int,
+    num_steps: int = 30,
+    max_points: int | None = None,
 ) -> StudentMixture:
     """Return a mixture near weighted points, somewhat wider than they are spread.
 
@@ -70,6 +70,8 @@ def fit_mixture(
         points: They may be anywhere.
         weights: Zero or more, some of them positive.
         num_components: At most; components that hold next to nothing are left out.
+        num_steps: Of expectation and maximization.
+        max_points: That components are found from, chosen by weight; by default all.
     """
     weights = weights / weights.sum()
     count, dim = points.shape
@@ -82,15 +84,15 @@ def fit_mixture(
     if num_components == 1:
         return whole.widened(_WIDER)
     starts = points[rng.choice(count, size=num_components, replace=False, p=weights)]
-    if count > _MOST_POINTS:
-        places = np.searchsorted(np.cumsum(weights), (np.arange(_MOST_POINTS) + rng.uniform()) / _MOST_POINTS)
-        points, weights = points[np.minimum(places, count - 1)], np.full(_MOST_POINTS, 1 / _MOST_POINTS)
+    if max_points is not None and count > max_points:
+        places = np.searchsorted(np.cumsum(weights), (np.arange(max_points) + rng.uniform()) / max_points)
+        points, weights = points[np.minimum(places, count - 1)], np.full(max_points, 1 / max_points)
     mixture = StudentMixture(
         np.full(num_components, -math.log(num_components)),
         starts,
         np.repeat(whole.factors, num_components, axis=0),
     )
-    for _ in range(_STEPS):
+    for _ in range(num_steps):
         terms = mixture._log_terms(points)
         shares = np.exp(terms - logsumexp(terms, axis=1, keepdims=True)) * weights[:, None]
         sizes = shares.sum(0)
