@@ -38,11 +38,11 @@ def fit_concave(
     Args:
         white: Whitened points.
         values: Log likelihoods, less the greatest.
-        depth: Down to which values matter; a fourth of it below the top, a value counts 1/e.
+        depth: Down to which values matter; see `form_weights`.
     """
     count, dim = white.shape
     rows, columns = np.triu_indices(dim)
-    weights = np.sqrt(np.exp(values / (0.25 * depth)))
+    weights = np.sqrt(form_weights(values, depth))
     products = white[:, rows] * white[:, columns] * np.where(rows == columns, 0.5, 1.0)
     design = np.column_stack([np.ones(count), white, products])
     # Where there are too few points, the form is that of a standard Gaussian.
@@ -55,6 +55,11 @@ def fit_concave(
     left = values - 0.5 * np.sum(white @ curvature * white, axis=1)
     found = _least_squares(design[:, : 1 + dim], left, weights)
     return ConcaveForm(float(found[0]), found[1:], curvature)
+
+
+def form_weights(values: Float[np.ndarray, " num_points"], depth: float) -> Float[np.ndarray, " num_points"]:
+    """Return what log likelihoods, less the greatest, count in a fit: a fourth of the depth down, 1/e."""
+    return np.exp(values / (0.25 * depth))
 
 
 def _least_squares(design: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from qbs.inference.checkpoint import Keeper
 from qbs.inference.method import Method, require_positive
-from qbs.inference.nested import whitening
 from qbs.inference.nested.correction import Round, combined, follow, make_round
 from qbs.inference.nested.estimate import Estimate
 from qbs.inference.nested.gaussian_process import GaussianProcess
@@ -21,6 +20,7 @@ from qbs.inference.nested.importance import Importance
 from qbs.inference.nested.known import Known
 from qbs.inference.nested.peaks import hunt
 from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.straightening import coordinates
 from qbs.inference.nested.surrogate import Surrogate, fit_surrogate
 from qbs.inference.nested.training import (
     Stage,
@@ -218,7 +218,7 @@ class _Run:
                 continue
             num_checks = 0
             if drawn.is_enough:
-                free, space = near, whitening.of_points(*drawn)
+                free, space = near, coordinates(drawn, known, depth_of(cube.dim))
             made = make_round(cube.log_likelihood, rng, surrogate, free, method.round_size, num_free)
             self._rounds.append(made)
             known = known.with_new(*Known(made.points, made.log_likelihoods).possible)

@@ -222,14 +222,12 @@ def combined(rounds: list[Round], counted: list[Round]) -> Estimate:
     sizes = np.array([len(each.points) for each in rounds])
     densities = [each.proposal.terms(points)[1] for each in rounds]
     mixed = logsumexp(densities, axis=0, b=(sizes / sizes.sum())[:, None])
-    return Estimate(
-        start + math.log(ratio) if ratio > 0 else -math.inf,
-        math.sqrt(variance) / ratio if ratio > 0 else math.inf,
-        points,
-        log_likelihoods,
-        log_likelihoods - mixed,
-        int(sizes.sum()),
-    )
+    log_weights = log_likelihoods - mixed
+    if ratio > 0:
+        log_evidence, error = start + math.log(ratio), math.sqrt(variance) / ratio
+    else:  # the surrogate is far too high, and the draws are few: their weights at least are positive
+        log_evidence, error = float(logsumexp(log_weights)) - math.log(sizes.sum()), math.inf
+    return Estimate(log_evidence, error, points, log_likelihoods, log_weights, int(sizes.sum()))
 
 
 def _mean_square(log_values: np.ndarray, log_others: np.ndarray | float = -math.inf) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qbs.inference.nested.concave import ConcaveForm, fit_concave
-from qbs.inference.nested.whitening import Whitening
+from qbs.inference.nested.whitening import Coordinates
 
 # Standard deviations, as those of a fit to chosen points are too small by half; and at most so many nats.
 DOUBT, _MOST_DOUBT = 2.0, 6.0
@@ -60,7 +60,7 @@ class FittedSurrogate(NamedTuple):
         start: Of flattening, in nats below the top.
     """
 
-    whitening: Whitening
+    whitening: Coordinates
     top: float
     form: ConcaveForm
     rest: Remainder
@@ -99,7 +99,7 @@ def fit_surrogate(
     settings: Surrogate,
     points: Float[np.ndarray, "num_points dim"],
     log_likelihoods: Float[np.ndarray, " num_points"],
-    whitening: Whitening,
+    whitening: Coordinates,
     depth: float | int,
     before: FittedSurrogate | None = None,
 ) -> FittedSurrogate:

@@ -10,8 +10,9 @@ from scipy.stats import qmc
 from qbs.inference.nested import whitening
 from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, in_cube, refined
+from qbs.inference.nested.straightening import coordinates
 from qbs.inference.nested.surrogate import FittedSurrogate, Surrogate, fit_surrogate
-from qbs.inference.nested.whitening import Whitening
+from qbs.inference.nested.whitening import Coordinates, Whitening
 
 _COOLING = 9.0  # temperatures fall by this once they are understood
 _TOLERANCE = {True: 1.0, False: 0.25}  # nats, rms, of a batch: while it is warm; at temperature 1
@@ -51,7 +52,7 @@ class Trained(NamedTuple):
     known: Known
     surrogate: FittedSurrogate
     proposal: FreeProposal
-    whitening: Whitening
+    whitening: Coordinates
     is_right: bool
     error: float
 
@@ -99,8 +100,9 @@ def train(
     depth = depth_of(dim)
     finite = known.log_likelihoods[np.isfinite(known.log_likelihoods)]
     temperature = max(float(known.top - np.median(finite)) / depth, 1.0)
-    space = whitening.of_cube(dim)
-    proposal, surrogate, num_good, error = around(space), None, 0, np.inf
+    cube = whitening.of_cube(dim)
+    space: Coordinates = cube
+    proposal, surrogate, num_good, error = around(cube), None, 0, np.inf
     while True:
         while np.sum(known.log_likelihoods > known.top - temperature * depth) < dim + 2:
             temperature *= 1.5
@@ -119,14 +121,16 @@ def train(
         agrees = before is not None and agreement(before, surrogate, drawn) > _LEAST_AGREEMENT
         is_right = num_good >= 2 and agrees
         if is_right or len(known.points) >= max_points:
-            return Trained(known, surrogate, proposal, whitening.of_points(*drawn), is_right, error)
-        points = _batch(rng, surrogate, proposal, drawn, batch)
+            space = coordinates(drawn, scaled.of(known), depth)
+            return Trained(known, surrogate, proposal, space, is_right, error)
+        near, far = _batch(rng, surrogate, proposal, drawn, batch)
+        points = np.concatenate([near, far])
         found = evaluate(points)
-        error, is_predicted = _judged(surrogate(points), scaled(found), dim, _TOLERANCE[is_warm])
+        error, is_predicted = _judged(surrogate(near), scaled(found[: len(near)]), dim, _TOLERANCE[is_warm])
         known = known.with_new(points, found)
         tell(Stage(known, temperature, error))
         is_followed = error < _TOLERANCE[True] and drawn.is_enough
-        space = whitening.of_points(*drawn) if is_followed else _of_known(known, temperature)
+        space = coordinates(drawn, scaled.of(known), depth) if is_followed else _of_known(known, temperature)
         if not is_warm:
             num_good = num_good + 1 if is_predicted else 0
         elif is_predicted:
@@ -141,17 +145,16 @@ def _batch(
     proposal: FreeProposal,
     drawn: WeightedPoints,
     count: int,
-) -> Float[np.ndarray, "count dim"]:
-    """Return points from where the surrogate is high, and a few from where the likelihood may be."""
+) -> tuple[Float[np.ndarray, "num_near dim"], Float[np.ndarray, "num_far dim"]]:
+    """Return points of the surrogate's posterior, and a few from where the likelihood may be besides."""
     num_doubtful, num_warm = int(_DOUBT_SHARE * count), int(_WARM_SHARE * count)
     lower, upper = surrogate.bounds(drawn.points)
     doubts = drawn.weights * np.exp(np.clip(upper - lower, 0.0, 50.0))
     doubtful = WeightedPoints(drawn.points, doubts / doubts.sum())
     warm = proposal.warm.draw(rng, 1000)
     warm = warm[in_cube(warm)][:num_warm]
-    return np.concatenate(
-        [drawn.chosen(rng, count - num_doubtful - len(warm)), doubtful.chosen(rng, num_doubtful), warm]
-    )
+    near = drawn.chosen(rng, count - num_doubtful - len(warm))
+    return near, np.concatenate([doubtful.chosen(rng, num_doubtful), warm])
 
 
 def agreement(first: FittedSurrogate, second: FittedSurrogate, drawn: WeightedPoints) -> float:
@@ -184,6 +187,10 @@ class _Scaled(NamedTuple):
         start = _WARP * self.depth
         warped = 2 * (np.sqrt(start * np.maximum(falls, 0) + start**2) - start)
         return -np.where(falls > 0, warped, falls)
+
+    def of(self, known: Known) -> Known:
+        """Return points with what is learned of them."""
+        return Known(known.points, self(known.log_likelihoods))
 
 
 def _judged(expected: np.ndarray, found: np.ndarray, dim: int, tolerance: float) -> tuple[float, bool]:

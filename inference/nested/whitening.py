@@ -1,9 +1,20 @@
 """Coordinates in which a likelihood is about as wide in all directions."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+
+@runtime_checkable
+class Coordinates(Protocol):
+    """A map of the unit cube to coordinates in which a likelihood is about as wide in all directions."""
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Return coordinates of points."""
+
+    def scaled(self, times: float) -> Self:
+        """Return the map for a likelihood so many times as wide."""
 
 
 class Whitening(NamedTuple):

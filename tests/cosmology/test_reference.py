@@ -51,16 +51,9 @@ def test_supernovae_alone(tmp_path, data_path):
     assert abs(found["sd"] / 0.018 - 1) < 0.15
 
 
-_NOT_YET = pytest.mark.xfail(reason="14 (CPL) and 18 (oCPL) of 20 were within", strict=False)
-
-
 @pytest.mark.parametrize(
     ("model", "most_calls", "most_error"),
-    [
-        ("LCDM", 250, 0.02),
-        pytest.param("CPL", 500, 0.03, marks=_NOT_YET),
-        pytest.param("oCPL", 800, 0.05, marks=_NOT_YET),
-    ],
+    [("LCDM", 250, 0.02), ("CPL", 500, 0.03), ("oCPL", 800, 0.05)],
 )
 def test_corrected_over_seeds(model, most_calls, most_error, data_path):
     """Of 20 seeds 19 meet the bars on calls and error; others are told of, or right within their errors."""
