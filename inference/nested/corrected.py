@@ -42,6 +42,7 @@ _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
 _LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
 _MOST_CHECKS = 3  # batches of calls until they do, before a round is made all the same
 _MAX_ROUNDS = 16
+_MOST_PEAKS = 3  # that are learned after the first
 _FREE_DRAWS = 20_000, 1_000_000  # at least, at most
 
 
@@ -122,13 +123,7 @@ class _Run:
         problems: list[str] = []
         is_interrupted = False
         try:
-            trained = self._trained()
-            if trained.is_right:
-                found = hunt(self._cube.log_likelihood, trained.surrogate, trained.known)
-                trained = trained._replace(known=found.known)
-                problems = [] if found.peak is None else [self._another(found.peak, found.below)]
-            else:
-                problems = [self._not_learned(trained)]
+            trained, problems = self._learned()
             known = trained.known
             if not problems or self._method.fallback is None:
                 known = self._correct(trained)
@@ -163,10 +158,22 @@ class _Run:
             "does not know of: the evidence may lack its share, and that of others."
         )
 
-    def _trained(self) -> Trained:
-        method, dim = self._method, self._cube.dim
+    def _learned(self) -> tuple[Trained, list[str]]:
+        """Learn the likelihood, and again where another peak is found; return what stays unknown of it."""
         known = self._first()
-        limit = method.max_training or 200 + 100 * dim
+        for num_peaks in range(_MOST_PEAKS + 1):
+            trained = self._trained(known)
+            if not trained.is_right:
+                return trained, [self._not_learned(trained)]
+            known, peak, below = hunt(self._cube.log_likelihood, trained.surrogate, trained.known)
+            if peak is None or num_peaks == _MOST_PEAKS:
+                break
+        problems = [] if peak is None else [self._another(peak, below)]
+        return trained._replace(known=known), problems
+
+    def _trained(self, known: Known) -> Trained:
+        method = self._method
+        limit = method.max_training or 200 + 100 * self._cube.dim
         limit = min(limit, method.max_calls or limit)
         trained = train(
             method.surrogate,

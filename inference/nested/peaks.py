@@ -1,5 +1,6 @@
 """Looking for peaks that a surrogate does not know of."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,15 @@ from scipy.optimize import minimize
 from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.surrogate import FittedSurrogate
 from qbs.inference.nested.training import depth_of, reach_of
+from qbs.inference.nested.unit_cube import LEAST, MOST
 
 _NUM_CANDIDATES = 6
 _LEAST_DISTANCE = 0.1  # of candidates, in the cube, for each root of the dimension
+_FURTHER = 0.25  # from the top to a candidate, beyond it
+_MOST_ASCENTS = 2
 _STEPS = 25  # of an ascent, for each dimension
 _FIRST_STEP = 0.05  # in the cube
+_EXPLAINED = 1.0  # nats, between a surrogate and the truth
 
 
 class Hunt(NamedTuple):
@@ -31,11 +36,12 @@ class Hunt(NamedTuple):
 
 
 def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
-    """Look for a peak that a surrogate does not know of, from points that it does not explain.
+    """Look for a peak that a surrogate does not know of, from points that one peak does not explain.
 
-    The likeliest points far beyond the surrogate's posterior are taken. Where the likelihood is lower halfway
-    to the top than at a point, there is a valley between, and an ascent from there tells how high the other
-    side is. A posterior that falls off along each line from its top costs `_NUM_CANDIDATES` calls.
+    The likeliest points are taken of those far out, by the moments of the posterior. From a single peak the
+    likelihood falls along every line: where it is lower halfway to the top than at a point, or higher beyond,
+    something else is there, or the posterior is curved. An ascent from there tells. A posterior that falls
+    off along each line from its top costs two calls for each of `_NUM_CANDIDATES`.
 
     Args:
         evaluate: The log likelihood at points of the cube.
@@ -47,31 +53,36 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
     candidates = _candidates(surrogate, known)
     if not len(candidates):
         return Hunt(known)
-    points = known.points[candidates]
+    points, values = known.points[candidates], known.log_likelihoods[candidates]
     halfway = (points + best) / 2
-    between = evaluate(halfway)
-    starts = points[between < known.log_likelihoods[candidates]]
-    known = known.with_new(halfway, between)
-    for start in starts:
-        climbed = _ascent(evaluate, start)
-        known = known.with_new(*climbed)
-        peak, height = climbed.best
+    outside = np.clip(points + _FURTHER * (points - best), LEAST, MOST)
+    tried = np.concatenate([halfway, outside])
+    found = evaluate(tried)
+    known = known.with_new(tried, found)
+    between, beyond = np.split(found, 2)
+    is_strange = (between < values) | (beyond > values)
+    starts = np.where((beyond > values)[:, None], outside, points)[is_strange]
+    for start in starts[:_MOST_ASCENTS]:
+        known, peak, height = _ascent(evaluate, surrogate, known, start)
         below = known.top - height
-        if below < reach_of(dim) and _is_beyond(surrogate, known, peak[None])[0]:
+        if below < reach_of(dim) and not _is_known(surrogate, known, peak, height):
             return Hunt(known, peak, below)
     return Hunt(known)
 
 
-def _is_beyond(surrogate: FittedSurrogate, known: Known, points: np.ndarray) -> np.ndarray:
-    """Whether points are so far out that they have no part in the surrogate's posterior."""
-    highest = surrogate(known.points).max()
-    return surrogate(points) < highest - depth_of(points.shape[1])
+def _is_known(surrogate: FittedSurrogate, known: Known, point: np.ndarray, height: float) -> bool:
+    """Whether a surrogate expects a likelihood as high as was found."""
+    highest = float(surrogate(known.points).max())
+    expected = float(surrogate(point[None])[0]) - highest
+    return expected > -reach_of(len(point)) and abs(expected - height + known.top) < _EXPLAINED
 
 
 def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
-    """Return the places of the likeliest points beyond, no two of them near each other."""
+    """Return the places of the likeliest points far from the peak, no two of them near each other."""
     dim = known.points.shape[1]
-    is_open = _is_beyond(surrogate, known, known.points) & np.isfinite(known.log_likelihoods)
+    alone = -0.5 * np.sum(surrogate.whitening(known.points) ** 2, axis=1)
+    is_open = (alone < -depth_of(dim)) & np.isfinite(known.log_likelihoods)
+    is_open &= known.log_likelihoods < known.top - reach_of(dim)
     chosen: list[int] = []
     while is_open.any() and len(chosen) < _NUM_CANDIDATES:
         place = int(np.argmax(np.where(is_open, known.log_likelihoods, -np.inf)))
@@ -81,28 +92,38 @@ def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
     return np.array(chosen, int)
 
 
-def _ascent(evaluate: Evaluate, start: np.ndarray) -> Known:
-    """Return the points of a simplex search (Nelder & Mead 1965)."""
+class _ArrivedError(Exception):
+    """An ascent came to where the surrogate knows the likelihood."""
+
+
+def _ascent(
+    evaluate: Evaluate, surrogate: FittedSurrogate, known: Known, start: np.ndarray
+) -> tuple[Known, np.ndarray, float]:
+    """Return all points after a simplex search (Nelder & Mead 1965), and the highest of it."""
     dim = len(start)
     points: list[np.ndarray] = []
     values: list[float] = []
 
     def fall(point: np.ndarray) -> float:
-        inside = np.clip(point, 1e-12, 1 - 1e-12)
+        inside = np.clip(point, LEAST, MOST)
         points.append(inside)
         values.append(float(evaluate(inside[None])[0]))
+        if _is_known(surrogate, known, inside, values[-1]):
+            raise _ArrivedError
         return -values[-1] if np.isfinite(values[-1]) else 1e300
 
     steps = np.where(start > 0.5, -_FIRST_STEP, _FIRST_STEP) * np.eye(dim)
-    minimize(
-        fall,
-        start,
-        method="Nelder-Mead",
-        options={
-            "maxfev": _STEPS * dim,
-            "initial_simplex": np.concatenate([start[None], start + steps]),
-            "fatol": 0.5,
-            "xatol": 1e-4,
-        },
-    )
-    return Known(np.array(points), np.array(values))
+    with contextlib.suppress(_ArrivedError):
+        minimize(
+            fall,
+            start,
+            method="Nelder-Mead",
+            options={
+                "maxfev": _STEPS * dim,
+                "initial_simplex": np.concatenate([start[None], start + steps]),
+                "fatol": 0.5,
+                "xatol": 1e-4,
+            },
+        )
+    climbed = Known(np.array(points), np.array(values))
+    return known.with_new(*climbed), *climbed.best
