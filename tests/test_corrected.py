@@ -16,6 +16,8 @@ from qbs.errors import LikelihoodError
 from qbs.inference.nested import Corrected, GaussianProcess, Genetic, Importance, NetworkEnsemble
 from qbs.inference.nested.concave import ConcaveForm, fit_concave
 from qbs.inference.nested.correction import combined, make_round
+from qbs.inference.nested.known import Known
+from qbs.inference.nested.peaks import hunt
 from qbs.inference.nested.proposals import WeightedPoints, around, in_cube, refined
 from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
 from qbs.inference.nested.surrogate import FittedSurrogate, _flattened, _restored, fit_surrogate
@@ -238,9 +240,78 @@ def test_few_draws_tell_nothing_of_agreement():
     assert agreement(WRONG, WRONG, drawn._replace(weights=np.full(200, 1 / 200))) == pytest.approx(1.0)
 
 
-def test_another_peak_is_found():
-    found = fit_in_box(eggbox, 2, 0, 10 * math.pi, Corrected(min_ess=50))
-    assert any("another peak" in problem for problem in found.problems)
+def peaks_of(*centres):
+    """Return Gaussians of standard deviation 0.03 on the unit square, as high as each other."""
+
+    def evaluate(points):
+        calls.append(len(points))
+        falls = [-0.5 * np.sum((points - centre) ** 2, axis=1) / 0.03**2 for centre in centres]
+        return np.logaddexp.reduce(falls)
+
+    calls = []
+    return evaluate, calls
+
+
+def surrogate_of_the_first(evaluate, rng):
+    """Return a surrogate that knows one peak, and the points it was fitted to with some far ones."""
+    near = 0.3 + 0.03 * rng.normal(size=(60, 2))
+    known = Known(near, evaluate(near))
+    fitted = fit_surrogate(GaussianProcess(), *known, Whitening(np.full(2, 0.3), 0.03 * np.eye(2)), 36.0)
+    far = np.array([[0.65, 0.68], [0.6, 0.05], [0.05, 0.9]])
+    return fitted, known.with_new(far, evaluate(far))
+
+
+def test_a_hunt_climbs_to_a_peak_that_the_surrogate_does_not_know():
+    evaluate, _ = peaks_of(0.3, 0.8)
+    surrogate, known = surrogate_of_the_first(evaluate, np.random.default_rng(0))
+    found = hunt(evaluate, surrogate, known)
+    assert found.peak is not None
+    np.testing.assert_allclose(found.peak, 0.8, atol=0.03)  # within a standard deviation
+    assert found.below < 1.0
+    assert len(found.known.points) > len(known.points)
+
+
+def test_a_hunt_for_nothing_costs_two_calls_for_each_far_point():
+    evaluate, calls = peaks_of(0.3)
+    surrogate, known = surrogate_of_the_first(evaluate, np.random.default_rng(0))
+    calls.clear()
+    found = hunt(evaluate, surrogate, known)
+    assert found.peak is None
+    assert sum(calls) == 6
+
+
+def test_an_ascent_ends_where_the_surrogate_knows_the_likelihood():
+    """A banana: the top is not seen along the line from its other arm, but the way there is known."""
+
+    def evaluate(points):
+        calls.append(len(points))
+        x, y = ((points - 0.5) / 0.05).T
+        return -0.5 * (x / 3) ** 2 - 0.5 * ((y - 0.4 * x**2) / 0.2) ** 2
+
+    calls: list[int] = []
+    x = np.linspace(-5, 5, 60)
+    arms = 0.5 + 0.05 * np.stack([x, 0.4 * x**2], axis=1)
+    arms = arms[np.all(arms < 1, axis=1)] + 1e-3 * np.random.default_rng(0).normal(size=(1, 2))
+    known = Known(arms, evaluate(arms))
+    surrogate = fit_surrogate(GaussianProcess(), *known, Whitening(np.full(2, 0.5), 0.05 * np.eye(2)), 36.0)
+    far = np.array([[0.95, 0.55]])
+    known = known.with_new(far, evaluate(far))
+    assert hunt(evaluate, surrogate, known).peak is None
+
+
+def test_two_peaks_are_learned():
+    found = fit_in_box(two_modes, 2, -10, 10, Corrected())
+    assert found.problems == []
+    assert abs(found.log_evidence + 2 * math.log(20)) < 4 * found.log_evidence_error
+    weights = np.exp(found.log_weights[0])
+    is_first = found.samples["x"][0][:, 0] > 0
+    share = float(weights @ is_first)
+    assert abs(share - 0.7) < 4 * math.sqrt(0.7 * 0.3 * np.sum(weights**2))
+
+
+def test_many_peaks_are_told_of():
+    found = fit_in_box(eggbox, 2, 0, 10 * math.pi, Corrected(max_training=150, max_calls=250))
+    assert any("not learned" in each or "another peak" in each for each in found.problems)
 
 
 def test_calls_run_out():

@@ -1,6 +1,6 @@
 """Coordinates in which a likelihood is about as wide in all directions."""
 
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,7 @@ class Coordinates(Protocol):
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return coordinates of points."""
 
-    def scaled(self, times: float) -> Self:
+    def scaled(self, times: float) -> "Coordinates":
         """Return the map for a likelihood so many times as wide."""
 
 
