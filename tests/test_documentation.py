@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from qbs.cli import app
 from qbs.inference import mcmc, nested, smc
 from qbs.inference.method import Method
 
@@ -42,11 +44,30 @@ METHODS = [
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run_blocks(page)
+
+
+def run_blocks(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), re.S)
     assert blocks
     names: dict = {"__name__": page}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.slow
+def test_cosmology_in_an_afternoon(tmp_path, monkeypatch):
+    """Its commands, then what it does with their output."""
+    monkeypatch.chdir(tmp_path)
+    page = "docs/guides/cosmology_afternoon.md"
+    command = "qbs cosmology --example desi_cmb_union3"
+    assert f"{command} > run.yaml" in (ROOT / page).read_text(encoding="utf8")
+    example = CliRunner().invoke(app, command.split()[1:])
+    (tmp_path / "run.yaml").write_text(example.stdout)
+    done = CliRunner().invoke(app, ["cosmology", "run.yaml"])
+    assert done.exit_code == 0, done.output
+    run_blocks(page)
+    assert (tmp_path / "runs" / "w0wa.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)

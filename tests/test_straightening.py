@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qbs.inference.nested import straightening
+from qbs.inference.nested.proposals import Spread
 from qbs.inference.nested.straightening import best_order
 
 COUNT = 4000
@@ -86,3 +87,30 @@ def test_one_coordinate_and_another_scale():
     points, _ = banana()
     space = straightening.of_points(points, EVEN)
     np.testing.assert_allclose(space.scaled(3.0)(points), space(points) / 3, rtol=1e-12)
+
+
+def test_points_come_back_and_volumes_are_known():
+    points, _ = banana()
+    space = straightening.of_points(points, EVEN)
+    np.testing.assert_allclose(space.inverse(space(points)), points, atol=1e-10)
+    # The slope is that of a small cube, anywhere.
+    step = 1e-6
+    for point in points[:5]:
+        corners = space(point + step * np.concatenate([np.zeros((1, 3)), np.eye(3)]))
+        volume = np.linalg.det((corners[1:] - corners[0]) / step)
+        assert math.log(abs(volume)) == pytest.approx(space.log_slope, abs=1e-4)
+
+
+def test_a_spread_has_its_density():
+    """Its mass in a box by draws, and by its density at points uniform in the box."""
+    points, _ = banana()
+    spread = Spread(straightening.of_points(points, EVEN))
+    rng = np.random.default_rng(5)
+    count = 200_000
+    low, high = np.array([0.42, 0.42, 0.4]), np.array([0.58, 0.58, 0.7])
+    drawn = spread.draw(rng, count, 3)
+    share = np.mean(np.all((drawn > low) & (drawn < high), axis=1))
+    density = np.exp(spread.log_density(rng.uniform(low, high, size=(count, 3)))) * np.prod(high - low)
+    error = math.hypot(density.std(), math.sqrt(share * (1 - share))) / math.sqrt(count)
+    assert share > 0.1
+    assert abs(density.mean() - share) < 4 * error

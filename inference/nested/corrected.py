@@ -20,6 +20,7 @@ from qbs.inference.nested.importance import Importance
 from qbs.inference.nested.known import Known
 from qbs.inference.nested.peaks import hunt
 from qbs.inference.nested.problem import CubeProblem
+from qbs.inference.nested.proposals import Spread
 from qbs.inference.nested.straightening import coordinates
 from qbs.inference.nested.surrogate import Surrogate, fit_surrogate
 from qbs.inference.nested.training import (
@@ -37,11 +38,11 @@ from qbs.inference.seeds import numpy_generator
 from qbs.precision import Precision
 
 _MAX_FIRST_DRAWS = {True: 50_000, False: 2_000}  # compiled, Python
-_LEAST_ROUNDS = 4  # the first is not counted
 _LEAST_EFFICIENCY = 0.3  # effective draws for each, in the rounds that count
 _LEAST_AGREEMENT = 0.8  # of a surrogate and the one before, to be drawn from
 _MOST_CHECKS = 3  # batches of calls until they do, before a round is made all the same
 _MAX_ROUNDS = 16
+_FIRST_SHARE = 0.6  # of the draws of others, in the first round
 _MOST_PEAKS = 3  # that are learned after the first
 _FREE_DRAWS = 20_000, 1_000_000  # at least, at most
 
@@ -107,6 +108,11 @@ class Corrected(Method):
             return _Run(self, cube, key, line).posterior()
 
 
+def _least_rounds(dim: int) -> int:
+    """Return how many rounds are made at the least, of which the first does not count."""
+    return 3 + math.ceil(dim / 3)
+
+
 class _Run:
     """A run of the corrected surrogate."""
 
@@ -118,6 +124,7 @@ class _Run:
         self._rounds: list[Round] = []
         self._estimated: tuple[int, Estimate] | None = None
         self._num_trained = 0
+        self._least_rounds = _least_rounds(cube.dim)
 
     def posterior(self) -> Posterior:
         problems: list[str] = []
@@ -225,8 +232,10 @@ class _Run:
                 continue
             num_checks = 0
             if drawn.is_enough:
-                free, space = near, coordinates(drawn, known, depth_of(cube.dim))
-            made = make_round(cube.log_likelihood, rng, surrogate, free, method.round_size, num_free)
+                space = coordinates(drawn, known, depth_of(cube.dim))
+                free = near._replace(spread=Spread(space))
+            size = method.round_size if self._rounds else math.ceil(_FIRST_SHARE * method.round_size)
+            made = make_round(cube.log_likelihood, rng, surrogate, free, size, num_free)
             self._rounds.append(made)
             known = known.with_new(*Known(made.points, made.log_likelihoods).possible)
             self._tell_round(limit)
@@ -246,8 +255,8 @@ class _Run:
     def _wanting(self) -> list[str]:
         """Return what the rounds so far lack, as plain sentences."""
         method = self._method
-        if len(self._rounds) < _LEAST_ROUNDS:
-            return [f"Only {len(self._rounds)} of at least {_LEAST_ROUNDS} rounds were made."]
+        if len(self._rounds) < self._least_rounds:
+            return [f"Only {len(self._rounds)} of at least {self._least_rounds} rounds were made."]
         lacks = self._estimate().lacks(method.max_error, method.min_ess, "the surrogate")
         efficiency = min(each.efficiency for each in self._rounds[-2:])
         if efficiency < _LEAST_EFFICIENCY:
@@ -273,7 +282,7 @@ class _Run:
     def _tell_stage(self, stage: Stage) -> None:
         calls = self._cube.num_calls
         self._pace.note(calls)
-        expected = max(40 * self._cube.dim, calls + 4 * self._method.batch_size) + _LEAST_ROUNDS * (
+        expected = max(40 * self._cube.dim, calls + 4 * self._method.batch_size) + self._least_rounds * (
             self._method.round_size
         )
         where = "" if stage.temperature == 1 else f" at temperature {stage.temperature:.3g}"
@@ -293,7 +302,7 @@ class _Run:
         needed = max(
             num_counted * (found.log_evidence_error / method.max_error) ** 2,
             len(self._rounds) * method.min_ess / max(found.ess, 1.0) - 1,
-            _LEAST_ROUNDS - 1,
+            self._least_rounds - 1,
         )
         left = min(size * max(math.ceil(needed) + 1 - len(self._rounds), 0), max(limit - calls, 0))
         self._line.update(

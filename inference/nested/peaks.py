@@ -18,7 +18,6 @@ _FURTHER = 0.25  # from the top to a candidate, beyond it
 _MOST_ASCENTS = 2
 _STEPS = 25  # of an ascent, for each dimension
 _FIRST_STEP = 0.05  # in the cube
-_EXPLAINED = 1.0  # nats, between a surrogate and the truth
 
 
 class Hunt(NamedTuple):
@@ -65,16 +64,15 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
     for start in starts[:_MOST_ASCENTS]:
         known, peak, height = _ascent(evaluate, surrogate, known, start)
         below = known.top - height
-        if below < reach_of(dim) and not _is_known(surrogate, known, peak, height):
+        if below < reach_of(dim) and not _is_known(surrogate, known, peak):
             return Hunt(known, peak, below)
     return Hunt(known)
 
 
-def _is_known(surrogate: FittedSurrogate, known: Known, point: np.ndarray, height: float) -> bool:
-    """Whether a surrogate expects a likelihood as high as was found."""
+def _is_known(surrogate: FittedSurrogate, known: Known, point: np.ndarray) -> bool:
+    """Whether a surrogate takes a point for a part of the posterior."""
     highest = float(surrogate(known.points).max())
-    expected = float(surrogate(point[None])[0]) - highest
-    return expected > -reach_of(len(point)) and abs(expected - height + known.top) < _EXPLAINED
+    return float(surrogate(point[None])[0]) > highest - reach_of(len(point))
 
 
 def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
@@ -93,7 +91,7 @@ def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
 
 
 class _ArrivedError(Exception):
-    """An ascent came to where the surrogate knows the likelihood."""
+    """An ascent came to what the surrogate takes for the posterior."""
 
 
 def _ascent(
@@ -108,7 +106,7 @@ def _ascent(
         inside = np.clip(point, LEAST, MOST)
         points.append(inside)
         values.append(float(evaluate(inside[None])[0]))
-        if _is_known(surrogate, known, inside, values[-1]):
+        if _is_known(surrogate, known, inside):
             raise _ArrivedError
         return -values[-1] if np.isfinite(values[-1]) else 1e300
 

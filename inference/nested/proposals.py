@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float
 from scipy.special import logsumexp
 
 from qbs.inference.nested.student_mixture import StudentMixture, fit_mixture
-from qbs.inference.nested.whitening import Whitening
+from qbs.inference.nested.whitening import Coordinates, Whitening
 
 _PRIOR_SHARE = 0.05
 _WARM_SHARE = 0.5  # where that at the higher temperature is known
 _WARMTH = 4.0  # temperature
+_SPREAD = 2.0  # times as wide as a posterior
 _MIXTURE = 4, 15, 2000  # components, steps to find them, points: rough, as there are many fits
 _LEAST_SHARE = 0.02  # of draws that stand for a target, effective
 
@@ -25,40 +26,78 @@ class Target(Protocol):
         """Return it at points."""
 
 
+class Spread(NamedTuple):
+    """A t distribution about a posterior, and wider, in coordinates in which the posterior is round.
+
+    Attributes:
+        space: The coordinates.
+    """
+
+    space: Coordinates
+
+    def log_density(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
+        """Return the log density, in the cube and outside."""
+        return _round(points.shape[1]).log_density(self.space(points)) + self.space.log_slope
+
+    def draw(self, rng: np.random.Generator, count: int, dim: int) -> Float[np.ndarray, "count dim"]:
+        """Return draws, some of them outside the cube."""
+        return self.space.inverse(_round(dim).draw(rng, count))
+
+
+def _round(dim: int) -> StudentMixture:
+    return StudentMixture(np.zeros(1), np.zeros((1, dim)), _SPREAD * np.eye(dim)[None])
+
+
 class FreeProposal(NamedTuple):
-    """A mixture near a target, with shares of one near the target at a higher temperature and of the prior.
+    """A mixture near a target, with shares of wider ones and of the prior.
 
     Attributes:
         mixture: Near the target. It reaches beyond the cube.
         warm: Near the target at temperature 4, where more may be than the target knows of.
         warm_share: Of the draws.
+        spread: About the target in coordinates of it, with half of the warm share; by default none.
     """
 
     mixture: StudentMixture
     warm: StudentMixture
     warm_share: float
+    spread: Spread | None = None
+
+    @property
+    def _shares(self) -> list[float]:
+        """Of the mixture, the warm one, the spread and the prior."""
+        wide = (self.warm_share, 0.0) if self.spread is None else (self.warm_share / 2, self.warm_share / 2)
+        return [1 - _PRIOR_SHARE - self.warm_share, *wide, _PRIOR_SHARE]
 
     def log_density(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, " num_points"]:
         """Return the log density, in the cube and outside."""
-        return logsumexp(
-            [
-                np.where(in_cube(points), math.log(_PRIOR_SHARE), -math.inf),
-                math.log(1 - _PRIOR_SHARE - self.warm_share) + self.mixture.log_density(points),
-                math.log(self.warm_share) + self.warm.log_density(points),
-            ],
-            axis=0,
-        )
+        near, warm, spread, prior = self._shares
+        terms = [
+            np.where(in_cube(points), math.log(prior), -math.inf),
+            math.log(near) + self.mixture.log_density(points),
+            math.log(warm) + self.warm.log_density(points),
+        ]
+        if self.spread is not None:
+            terms.append(math.log(spread) + self.spread.log_density(points))
+        return logsumexp(terms, axis=0)
 
     def draw(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
         """Return draws, some of them outside the cube."""
-        shares = [1 - _PRIOR_SHARE - self.warm_share, self.warm_share, _PRIOR_SHARE]
-        counts = [int(part) for part in rng.multinomial(count, shares)]
-        drawn = [
-            self.mixture.draw(rng, counts[0]),
-            self.warm.draw(rng, counts[1]),
-            rng.uniform(size=(counts[2], self.mixture.means.shape[1])),
-        ]
+        dim = self.mixture.means.shape[1]
+        near, warm, spread, prior = (int(part) for part in rng.multinomial(count, self._shares))
+        drawn = [self.mixture.draw(rng, near), self.warm.draw(rng, warm), rng.uniform(size=(prior, dim))]
+        if self.spread is not None:
+            drawn.append(self.spread.draw(rng, spread, dim))
         return rng.permutation(np.concatenate(drawn))
+
+    def draw_wide(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
+        """Return draws of what is wider than the target, all of them in the cube."""
+        wide = self._replace(mixture=self.warm)
+        found = np.empty((0, self.warm.means.shape[1]))
+        while len(found) < count:
+            drawn = wide.draw(rng, 1000)
+            found = np.concatenate([found, drawn[in_cube(drawn)]])
+        return found[:count]
 
 
 class WeightedPoints(NamedTuple):

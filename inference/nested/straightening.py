@@ -46,6 +46,19 @@ class Straightening(NamedTuple):
             straight[:, place] = (white[:, rank] - _features(white[:, :rank]) @ bend) / self.widths[rank]
         return straight
 
+    @property
+    def log_slope(self) -> float:
+        """Log of the volume in straight coordinates for each in the cube."""
+        return self.whitening.log_slope - float(np.log(self.widths).sum())
+
+    def inverse(self, straight: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, "num_points dim"]:
+        """Return points of straight coordinates."""
+        white, points = np.empty_like(straight), np.empty_like(straight)
+        for rank, (place, bend) in enumerate(zip(self.order, self.bends, strict=True)):
+            white[:, rank] = self.widths[rank] * straight[:, place] + _features(white[:, :rank]) @ bend
+        points[:, self.order] = self.whitening.inverse(white)
+        return points
+
     def scaled(self, times: float) -> "Straightening":
         """Return the map for a likelihood so many times as wide."""
         return self._replace(widths=self.widths * times)

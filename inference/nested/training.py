@@ -9,7 +9,7 @@ from scipy.stats import qmc
 
 from qbs.inference.nested import whitening
 from qbs.inference.nested.known import Evaluate, Known
-from qbs.inference.nested.proposals import FreeProposal, WeightedPoints, around, in_cube, refined
+from qbs.inference.nested.proposals import FreeProposal, Spread, WeightedPoints, around, refined
 from qbs.inference.nested.straightening import coordinates
 from qbs.inference.nested.surrogate import FittedSurrogate, Surrogate, fit_surrogate
 from qbs.inference.nested.whitening import Coordinates, Whitening
@@ -122,6 +122,7 @@ def train(
         is_right = num_good >= 2 and agrees
         if is_right or len(known.points) >= max_points:
             space = coordinates(drawn, scaled.of(known), depth)
+            proposal = proposal._replace(spread=Spread(space))
             return Trained(known, surrogate, proposal, space, is_right, error)
         near, far = _batch(rng, surrogate, proposal, drawn, batch)
         points = np.concatenate([near, far])
@@ -131,11 +132,13 @@ def train(
         tell(Stage(known, temperature, error))
         is_followed = error < _TOLERANCE[True] and drawn.is_enough
         space = coordinates(drawn, scaled.of(known), depth) if is_followed else _of_known(known, temperature)
+        proposal = proposal._replace(spread=Spread(space) if is_followed else None)
         if not is_warm:
             num_good = num_good + 1 if is_predicted else 0
         elif is_predicted:
             cooler = max(temperature / _COOLING, 1.0)
             space, surrogate = space.scaled(np.sqrt(cooler / temperature)), None
+            proposal = proposal._replace(spread=None)
             temperature = cooler
 
 
@@ -151,10 +154,8 @@ def _batch(
     lower, upper = surrogate.bounds(drawn.points)
     doubts = drawn.weights * np.exp(np.clip(upper - lower, 0.0, 50.0))
     doubtful = WeightedPoints(drawn.points, doubts / doubts.sum())
-    warm = proposal.warm.draw(rng, 1000)
-    warm = warm[in_cube(warm)][:num_warm]
-    near = drawn.chosen(rng, count - num_doubtful - len(warm))
-    return near, np.concatenate([doubtful.chosen(rng, num_doubtful), warm])
+    near = drawn.chosen(rng, count - num_doubtful - num_warm)
+    return near, np.concatenate([doubtful.chosen(rng, num_doubtful), proposal.draw_wide(rng, num_warm)])
 
 
 def agreement(first: FittedSurrogate, second: FittedSurrogate, drawn: WeightedPoints) -> float:

@@ -13,6 +13,13 @@ class Coordinates(Protocol):
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return coordinates of points."""
 
+    @property
+    def log_slope(self) -> float:
+        """Log of the volume in these coordinates for each in the cube."""
+
+    def inverse(self, coordinates: np.ndarray) -> np.ndarray:
+        """Return points, which may be outside of the cube."""
+
     def scaled(self, times: float) -> "Coordinates":
         """Return the map for a likelihood so many times as wide."""
 
@@ -31,6 +38,15 @@ class Whitening(NamedTuple):
     def __call__(self, points: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, "num_points dim"]:
         """Return whitened coordinates of points."""
         return np.linalg.solve(self.factor, (points - self.centre).T).T
+
+    @property
+    def log_slope(self) -> float:
+        """Log of the volume in whitened coordinates for each in the cube."""
+        return -float(np.linalg.slogdet(self.factor)[1])
+
+    def inverse(self, white: Float[np.ndarray, "num_points dim"]) -> Float[np.ndarray, "num_points dim"]:
+        """Return points of whitened coordinates."""
+        return self.centre + white @ self.factor.T
 
     def scaled(self, times: float) -> "Whitening":
         """Return the map for a likelihood so many times as wide."""

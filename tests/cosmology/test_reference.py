@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import qbs
 from qbs.cli import app
-from qbs.inference.nested import Corrected
+from qbs.inference.nested import Corrected, Genetic
 from qbs.models.cosmology import Analysis
 
 pytestmark = pytest.mark.slow
@@ -72,3 +72,15 @@ def test_corrected_over_seeds(model, most_calls, most_error, data_path):
     assert np.all(np.abs(errors / told)[is_sure] < 4)
     mean_error = math.hypot(np.sqrt(np.mean(told[is_sure] ** 2) / is_sure.sum()), truth_error)
     assert abs(errors[is_sure].mean()) < 3 * mean_error
+
+
+@pytest.mark.parametrize("model", ["LCDM", "CPL"])
+@pytest.mark.parametrize("strategy", ["genetic", "cma"])
+def test_a_search_to_begin_with_does_not_change_the_evidence(model, strategy, data_path):
+    """The truth is that of draws from the prior, to 0.002 nats."""
+    analysis = Analysis(model, DATA, data_path=data_path)
+    method = Corrected(search=Genetic(strategy=strategy))
+    found = qbs.fit(analysis.numpyro_model, method=method, key=jax.random.key(0), progress=False)
+    assert found.problems == []
+    truth, _ = REFERENCE[model]
+    assert abs(found.log_evidence - truth) < min(4 * found.log_evidence_error, 0.1)

@@ -128,6 +128,28 @@ def test_getdist_reads_the_chains(finished):
     assert chains.ranges.getLower("w") == -3.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["{name: slice, num_live: 200, dlogz: 0.1}", "{name: corrected}"])
+def test_getdist_and_arviz_read_the_output_of_other_methods(method, tmp_path):
+    getdist, arviz_stats = pytest.importorskip("getdist"), pytest.importorskip("arviz_stats")
+    run_file = tmp_path / "run.yaml"
+    text = RUN_FILE.format(output=tmp_path / "out").replace(
+        "{name: dynesty, num_live: 150, dlogz: 0.1}", method
+    )
+    run_file.write_text(text)
+    done = _invoke(run_file)
+    assert done.exit_code == 0, done.output
+    chains = getdist.loadMCSamples(str(tmp_path / "out" / "wCDM"), settings={"ignore_rows": 0})
+    posterior = qbs.load(tmp_path / "out" / "wCDM.qbs")
+    # ArviZ has no weights: it reads draws that were chosen by them, at a standard error of the mean.
+    table = arviz_stats.summary(posterior.to_datatree(), round_to="none")
+    for name in ("Om", "hrd", "w"):
+        mean = float(posterior.mean(name))
+        assert chains.mean(name) == pytest.approx(mean, rel=1e-6)
+        error = float(posterior.sd(name)) / math.sqrt(posterior.ess)
+        assert table.loc[name, "mean"] == pytest.approx(mean, abs=4 * error)
+
+
 def test_figures_are_pictures(finished):
     _, output, _ = finished
     image = pytest.importorskip("matplotlib.image")
