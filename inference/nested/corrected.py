@@ -110,7 +110,7 @@ class Corrected(Method):
 
 def _least_rounds(dim: int) -> int:
     """Return how many rounds are made at the least, of which the first does not count."""
-    return 3 + math.ceil(dim / 3)
+    return 3 + math.ceil(dim / 5)
 
 
 class _Run:
@@ -167,18 +167,21 @@ class _Run:
 
     def _learned(self) -> tuple[Trained, list[str]]:
         """Learn the likelihood, and again where another peak is found; return what stays unknown of it."""
-        known = self._first()
+        trained = self._trained(self._first())
         for num_peaks in range(_MOST_PEAKS + 1):
-            trained = self._trained(known)
             if not trained.is_right:
                 return trained, [self._not_learned(trained)]
             known, peak, below = hunt(self._cube.log_likelihood, trained.surrogate, trained.known)
-            if peak is None or num_peaks == _MOST_PEAKS:
+            trained = trained._replace(known=known)
+            if peak is None:
                 break
-        problems = [] if peak is None else [self._another(peak, below)]
-        return trained._replace(known=known), problems
+            if num_peaks == _MOST_PEAKS:
+                return trained, [self._another(peak, below)]
+            proposal = trained.proposal.reaching(peak)
+            trained = self._trained(known, trained._replace(proposal=proposal))
+        return trained, []
 
-    def _trained(self, known: Known) -> Trained:
+    def _trained(self, known: Known, start: Trained | None = None) -> Trained:
         method = self._method
         limit = method.max_training or 200 + 100 * self._cube.dim
         limit = min(limit, method.max_calls or limit)
@@ -190,6 +193,7 @@ class _Run:
             method.batch_size,
             limit,
             self._tell_stage,
+            start,
         )
         self._num_trained = self._cube.num_calls
         return trained

@@ -18,6 +18,7 @@ _FURTHER = 0.25  # from the top to a candidate, beyond it
 _MOST_ASCENTS = 2
 _STEPS = 25  # of an ascent, for each dimension
 _FIRST_STEP = 0.05  # in the cube
+_MISSED = 0.5  # of the depth, in nats: a surrogate that is further off does not know of a peak
 
 
 class Hunt(NamedTuple):
@@ -64,15 +65,15 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
     for start in starts[:_MOST_ASCENTS]:
         known, peak, height = _ascent(evaluate, surrogate, known, start)
         below = known.top - height
-        if below < reach_of(dim) and not _is_known(surrogate, known, peak):
+        missed = -below - _expected(surrogate, known, peak)
+        if below < reach_of(dim) and missed > _MISSED * depth_of(dim):
             return Hunt(known, peak, below)
     return Hunt(known)
 
 
-def _is_known(surrogate: FittedSurrogate, known: Known, point: np.ndarray) -> bool:
-    """Whether a surrogate takes a point for a part of the posterior."""
-    highest = float(surrogate(known.points).max())
-    return float(surrogate(point[None])[0]) > highest - reach_of(len(point))
+def _expected(surrogate: FittedSurrogate, known: Known, point: np.ndarray) -> float:
+    """Return how far above its top, in nats, a surrogate expects a point to be: zero or less."""
+    return float(surrogate(point[None])[0] - surrogate(known.points).max())
 
 
 def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
@@ -106,7 +107,7 @@ def _ascent(
         inside = np.clip(point, LEAST, MOST)
         points.append(inside)
         values.append(float(evaluate(inside[None])[0]))
-        if _is_known(surrogate, known, inside):
+        if _expected(surrogate, known, inside) > -reach_of(dim):
             raise _ArrivedError
         return -values[-1] if np.isfinite(values[-1]) else 1e300
 

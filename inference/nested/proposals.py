@@ -14,6 +14,7 @@ _PRIOR_SHARE = 0.05
 _WARM_SHARE = 0.5  # where that at the higher temperature is known
 _WARMTH = 4.0  # temperature
 _SPREAD = 2.0  # times as wide as a posterior
+_NEW_SHARE = 0.2  # of a component at a point
 _MIXTURE = 4, 15, 2000  # components, steps to find them, points: rough, as there are many fits
 _LEAST_SHARE = 0.02  # of draws that stand for a target, effective
 
@@ -90,12 +91,22 @@ class FreeProposal(NamedTuple):
             drawn.append(self.spread.draw(rng, spread, dim))
         return rng.permutation(np.concatenate(drawn))
 
-    def draw_wide(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
-        """Return draws of what is wider than the target, all of them in the cube."""
-        wide = self._replace(mixture=self.warm)
+    def reaching(self, point: Float[np.ndarray, " dim"]) -> "FreeProposal":
+        """Return a proposal that draws near a point too, as widely as near its largest component."""
+        near = self.mixture
+        factor = near.factors[np.argmax(near.log_shares)]
+        mixture = StudentMixture(
+            np.append(near.log_shares + math.log(1 - _NEW_SHARE), math.log(_NEW_SHARE)),
+            np.concatenate([near.means, point[None]]),
+            np.concatenate([near.factors, factor[None]]),
+        )
+        return self._replace(mixture=mixture)
+
+    def draw_warm(self, rng: np.random.Generator, count: int) -> Float[np.ndarray, "count dim"]:
+        """Return draws near the target at the higher temperature, all of them in the cube."""
         found = np.empty((0, self.warm.means.shape[1]))
         while len(found) < count:
-            drawn = wide.draw(rng, 1000)
+            drawn = self.warm.draw(rng, 1000)
             found = np.concatenate([found, drawn[in_cube(drawn)]])
         return found[:count]
 

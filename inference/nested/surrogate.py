@@ -112,7 +112,7 @@ def fit_surrogate(
         whitening: Of the unit cube.
         depth: Below the greatest value, in nats, that matters. Lower points are left out where the surrogate
             is as low.
-        before: A surrogate of the same problem in nearly the same coordinates whose settings may be kept.
+        before: A surrogate of the same problem; its settings may be kept if its coordinates are alike.
     """
     white, top, start = whitening(points), float(np.max(log_likelihoods)), _FLATTENED * depth
     is_near = log_likelihoods > top - depth
@@ -121,7 +121,7 @@ def fit_surrogate(
     values = np.where(np.isfinite(log_likelihoods), log_likelihoods - top, np.minimum(expected, -depth))
     left = _flattened(values, start) - _flattened(expected, start)
     is_used = is_near | (expected > -depth)
-    rest = before and before.rest
+    rest = before.rest if before is not None and _are_alike(before.whitening, whitening) else None
     while True:
         rest = settings.fit(white[is_used], left[is_used], rest)
         found = FittedSurrogate(whitening, top, form, rest, start)
@@ -129,3 +129,8 @@ def fit_surrogate(
         if not is_wrong.any():
             return found
         is_used |= is_wrong
+
+
+def _are_alike(first: Coordinates, second: Coordinates) -> bool:
+    """Whether coordinates mean the same: linear ones, or straight ones in the same order."""
+    return type(first) is type(second) and getattr(first, "order", None) == getattr(second, "order", None)

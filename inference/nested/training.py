@@ -81,6 +81,7 @@ def train(
     batch: int,
     max_points: int,
     tell: Callable[[Stage], None],
+    start: Trained | None = None,
 ) -> Trained:
     """Learn a surrogate from batches of calls, each drawn from the surrogate so far.
 
@@ -95,14 +96,17 @@ def train(
         batch: Points for each batch.
         max_points: Where to give up.
         tell: Called after each batch.
+        start: What is gone on from, with other points than it knew of.
     """
     dim = known.points.shape[1]
     depth = depth_of(dim)
-    finite = known.log_likelihoods[np.isfinite(known.log_likelihoods)]
-    temperature = max(float(known.top - np.median(finite)) / depth, 1.0)
     cube = whitening.of_cube(dim)
     space: Coordinates = cube
     proposal, surrogate, num_good, error = around(cube), None, 0, np.inf
+    finite = known.log_likelihoods[np.isfinite(known.log_likelihoods)]
+    temperature = max(float(known.top - np.median(finite)) / depth, 1.0)
+    if start is not None:
+        space, proposal, temperature = start.whitening, start.proposal, 1.0
     while True:
         while np.sum(known.log_likelihoods > known.top - temperature * depth) < dim + 2:
             temperature *= 1.5
@@ -155,7 +159,7 @@ def _batch(
     doubts = drawn.weights * np.exp(np.clip(upper - lower, 0.0, 50.0))
     doubtful = WeightedPoints(drawn.points, doubts / doubts.sum())
     near = drawn.chosen(rng, count - num_doubtful - num_warm)
-    return near, np.concatenate([doubtful.chosen(rng, num_doubtful), proposal.draw_wide(rng, num_warm)])
+    return near, np.concatenate([doubtful.chosen(rng, num_doubtful), proposal.draw_warm(rng, num_warm)])
 
 
 def agreement(first: FittedSurrogate, second: FittedSurrogate, drawn: WeightedPoints) -> float:
