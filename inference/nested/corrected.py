@@ -66,8 +66,8 @@ class Corrected(Method):
             the result says that it failed.
         batch_size: Calls made at a time while the surrogate is learned.
         round_size: Calls made at a time to correct it.
-        max_training: Give up when the surrogate has not learned the likelihood after so many calls; by
-            default 200, and 100 for each dimension.
+        max_training: Give up when the surrogate has not learned the likelihood after so many calls, those
+            of a search apart; by default 200, and 100 for each dimension.
         max_calls: Stop after about this many likelihood calls, with the result so far; by default, after
             sixteen rounds.
 
@@ -123,7 +123,7 @@ class _Run:
         self._pace = Pace()
         self._rounds: list[Round] = []
         self._estimated: tuple[int, Estimate] | None = None
-        self._num_trained = 0
+        self._num_trained = self._num_searched = 0
         self._least_rounds = _least_rounds(cube.dim)
 
     def posterior(self) -> Posterior:
@@ -183,7 +183,7 @@ class _Run:
 
     def _trained(self, known: Known, start: Trained | None = None) -> Trained:
         method = self._method
-        limit = method.max_training or 200 + 100 * self._cube.dim
+        limit = self._num_searched + (method.max_training or 200 + 100 * self._cube.dim)
         limit = min(limit, method.max_calls or limit)
         trained = train(
             method.surrogate,
@@ -204,9 +204,9 @@ class _Run:
         points = first_points(self._rng, dim, count)
         known = Known(points, self._cube.log_likelihood(points))
         if self._method.search is not None:
-            known = known.with_new(
-                *self._method.search.search(self._cube.log_likelihood, dim, self._search_key)
-            )
+            searched = self._method.search.search(self._cube.log_likelihood, dim, self._search_key)
+            self._num_searched = len(searched[0])
+            known = known.with_new(*searched)
         while np.isfinite(known.log_likelihoods).sum() < dim + 2:
             if (
                 self._cube.num_finite == 0
