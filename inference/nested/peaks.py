@@ -65,15 +65,20 @@ def hunt(evaluate: Evaluate, surrogate: FittedSurrogate, known: Known) -> Hunt:
     for start in starts[:_MOST_ASCENTS]:
         known, peak, height = _ascent(evaluate, surrogate, known, start)
         below = known.top - height
-        missed = -below - _expected(surrogate, known, peak)
+        missed = -below - _expected(surrogate, _highest(surrogate, known), peak)
         if below < reach_of(dim) and missed > _MISSED * depth_of(dim):
             return Hunt(known, peak, below)
     return Hunt(known)
 
 
-def _expected(surrogate: FittedSurrogate, known: Known, point: np.ndarray) -> float:
-    """Return how far above its top, in nats, a surrogate expects a point to be: zero or less."""
-    return float(surrogate(point[None])[0] - surrogate(known.points).max())
+def _highest(surrogate: FittedSurrogate, known: Known) -> float:
+    """Return the surrogate at the highest of the known points."""
+    return float(surrogate(known.points).max())
+
+
+def _expected(surrogate: FittedSurrogate, highest: float, point: np.ndarray) -> float:
+    """Return how far above its top, in nats, a surrogate expects a point to be."""
+    return float(surrogate(point[None])[0]) - highest
 
 
 def _candidates(surrogate: FittedSurrogate, known: Known) -> np.ndarray:
@@ -99,7 +104,7 @@ def _ascent(
     evaluate: Evaluate, surrogate: FittedSurrogate, known: Known, start: np.ndarray
 ) -> tuple[Known, np.ndarray, float]:
     """Return all points after a simplex search (Nelder & Mead 1965), and the highest of it."""
-    dim = len(start)
+    dim, highest = len(start), _highest(surrogate, known)
     points: list[np.ndarray] = []
     values: list[float] = []
 
@@ -107,7 +112,7 @@ def _ascent(
         inside = np.clip(point, LEAST, MOST)
         points.append(inside)
         values.append(float(evaluate(inside[None])[0]))
-        if _expected(surrogate, known, inside) > -reach_of(dim):
+        if _expected(surrogate, highest, inside) > -reach_of(dim):
             raise _ArrivedError
         return -values[-1] if np.isfinite(values[-1]) else 1e300
 

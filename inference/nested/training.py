@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.stats import qmc
 
 from qbs.inference.nested import whitening
+from qbs.inference.nested.concave import form_weights
 from qbs.inference.nested.known import Evaluate, Known
 from qbs.inference.nested.proposals import FreeProposal, Spread, WeightedPoints, around, refined
 from qbs.inference.nested.straightening import coordinates
@@ -211,5 +212,5 @@ def _of_known(known: Known, temperature: float) -> Whitening:
     """Return the coordinates of the best points so far, where the surrogate is not to be trusted."""
     depth = temperature * depth_of(known.points.shape[1])
     is_near = known.log_likelihoods > known.top - depth
-    weights = np.exp((known.log_likelihoods[is_near] - known.top) / (0.25 * depth))
+    weights = form_weights(known.log_likelihoods[is_near] - known.top, depth)
     return whitening.of_points(known.points[is_near], weights / weights.sum())
