@@ -13,6 +13,7 @@ from qbs.inference.dag.learning import Settings, learn_graph
 from qbs.inference.dag.local_search import local_search
 from qbs.inference.dag.moves import all_changes, best_moves, forbid, near_swap_changes, swap_changes
 from qbs.inference.dag.order_factor import equal_variance_loss, factorize
+from qbs.inference.dag.orders import best_order, make_score
 from qbs.inference.dag.parents import choose_parents, regress
 from qbs.inference.dag.rules import Rules
 from qbs.inference.dag.sample import sample_of_moments, sample_of_rows
@@ -239,6 +240,22 @@ def test_a_local_search_agrees_with_all_orders():
     found = min((local_search(scores, start, none) for start in starts), key=lambda found: found.score)
     best = min(loss_of(covariance, list(order)) for order in itertools.permutations(range(6)))
     assert found.score == pytest.approx(best, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["bic", "equal-variance"])
+def test_rounding_does_not_choose_the_order(name):
+    """Orders of equivalent graphs have the same score, but for rounding."""
+    rng = np.random.default_rng(3)
+    for seed in range(8):
+        covariance = np.cov(simulate_sem(simulate_dag(7, 9, seed=seed), 500, seed=seed), rowvar=False)
+        found = []
+        for turn in [np.arange(7), *(rng.permutation(7) for _ in range(3))]:
+            noise = 1e-15 * rng.normal(size=(7, 7))
+            rounded = (covariance * (1 + noise + noise.T))[np.ix_(turn, turn)]
+            sample = sample_of_moments(rounded, np.zeros(7), 500, ("continuous",) * 7)
+            score = None if name == "equal-variance" else make_score(name, sample)
+            found.append(turn[best_order(sample, free(7), name, num_restarts=3, score=score).order].tolist())
+        assert found == [found[0]] * 4
 
 
 def test_parents_are_those_of_all_sets():

@@ -125,8 +125,10 @@ def _replaced(known: KnownScores, places: list[int], node: int, before: np.ndarr
     totals += np.concatenate([np.cumsum(with_[::-1])[::-1], [0.0]])
     first = max((at + 1 for at, other in enumerate(others) if before[other, node]), default=0)
     last = min((at for at, other in enumerate(others) if before[node, other]), default=len(others))
-    at = first + int(np.argmin(totals[first : last + 1]))
     here = places.index(node)
+    allowed = totals[first : last + 1]
+    # Places of one score differ by rounding, which is not to choose among them.
+    at = first + int(np.argmax(allowed <= allowed.min() + _TOLERANCE * abs(totals[here])))
     if not totals[at] < totals[here] - _TOLERANCE * abs(totals[here]):
         at = here
     return [*others[:at], node, *others[at:]]

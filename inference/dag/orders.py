@@ -31,6 +31,7 @@ PENALIZED = ("equal-variance", "logistic")  # scores that can have an l1 penalty
 FITTING = ("equal-variance", "logistic", "mlp")  # scores that `neighbourhood="kkt"` can use
 
 _WINDOW = 64
+_TOLERANCE = 1e-10  # of the loss: what makes an order better than another
 
 Watch = Callable[[int, float], None]
 
@@ -123,20 +124,24 @@ def best_order(
         watch: Told the number of each sweep, and the score after it.
     """
     rng = np.random.default_rng(seed)
-    starts = [first_order(name, score, sample, rules) if start is None else start]
-    starts += [random_order(rng, rules.before) for _ in range(num_restarts)]
+    first = first_order(name, score, sample, rules) if start is None else start
+    starts = [first, *(random_order(rng, rules.before, first) for _ in range(num_restarts))]
 
     # Searches from several starts ask for many of the same scores.
     known = None if score is None else KnownScores(partial(_scores_kept, score, rules))
 
-    def find(first: np.ndarray) -> Ordered:
+    def find(order: np.ndarray) -> Ordered:
         if score is None or known is None:
-            return _by_swaps(sample, first, rules, neighbourhood)
+            return _by_swaps(sample, order, rules, neighbourhood)
         if neighbourhood == "kkt":
-            return _by_conditions(score, first, rules, l1, watch)
-        return _by_insertions(known, first, rules, watch)
+            return _by_conditions(score, order, rules, l1, watch)
+        return _by_insertions(known, order, rules, watch)
 
-    return min((find(first) for first in starts), key=lambda found: found.loss)
+    # An equally good one of a later start differs by rounding, which is not to choose.
+    best = find(starts[0])
+    for other in map(find, starts[1:]):
+        best = other if other.loss < best.loss - _TOLERANCE * abs(best.loss) else best
+    return best
 
 
 def _by_swaps(sample: Sample, start: np.ndarray, rules: Rules, neighbourhood: str) -> Ordered:

@@ -49,6 +49,18 @@ def sorted_order(
     return np.array(order, int)
 
 
-def random_order(rng: np.random.Generator, before: Bool[np.ndarray, "num_nodes num_nodes"]) -> np.ndarray:
-    """Return a random order that keeps the rules."""
-    return sorted_order(rng.uniform(size=len(before)), before)
+def random_order(
+    rng: np.random.Generator,
+    before: Bool[np.ndarray, "num_nodes num_nodes"],
+    first: Int[np.ndarray, " num_nodes"] | None = None,
+) -> Int[np.ndarray, " num_nodes"]:
+    """Return a random order that keeps the rules.
+
+    Args:
+        rng: Draws it.
+        before: Whether row must come before column; transitive, without a cycle.
+        first: An order whose nodes are shuffled, in place of their numbers: then what is drawn does not
+            depend on these, where the order does not.
+    """
+    values = rng.uniform(size=len(before))
+    return sorted_order(values if first is None else values[np.argsort(first)], before)
