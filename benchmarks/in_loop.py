@@ -11,6 +11,7 @@ and CPU seconds.
   a tenth of the time.
 * `in-loop on slices`: the same switch and networks on the live points of `Slice`.
 * `genetic start`: no network; live points from a genetic search, taken for draws from the prior.
+* `corrected`: what qbs does in its place.
 
     python benchmarks/in_loop.py [--problems gaussian,lcdm] [--methods dynesty,in-loop] [--seeds 3]
         [--num-live 1000] [--data-path FOLDER]
@@ -28,7 +29,7 @@ import numpy as np
 from nested_problems import Known, closed_forms, real
 
 import qbs
-from qbs.inference.nested import Dynesty, InLoop
+from qbs.inference.nested import Corrected, Dynesty, InLoop
 
 PROBLEMS = {
     "gaussian": "gaussian_2",
@@ -57,6 +58,7 @@ def methods(num_live: int) -> dict[str, Any]:
         "in-loop small network": small,
         "in-loop on slices": InLoop(num_live=num_live, sampler="slice"),
         "genetic start": InLoop(num_live=num_live, init="genetic", start_iterations=10**9, start_dlogz=1e-9),
+        "corrected": Corrected(),
     }
 
 

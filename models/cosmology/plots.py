@@ -205,7 +205,7 @@ def bao_figure(results: Mapping[str, ModelResult], *data: BAO) -> "Figure":
         axes.set_ylabel(f"{label}  relative to best {first}")
     all_axes[-1].set_xlabel("redshift $z$")
     all_axes[-1].set_xlim(0.0, redshifts[-1])
-    all_axes[0].legend(framealpha=0.8, edgecolor="none", ncols=2)
+    all_axes[0].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.align_ylabels()
     figure.subplots_adjust(hspace=0.06)
     return figure

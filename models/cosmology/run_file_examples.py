@@ -128,7 +128,7 @@ models: [LCDM, CPL]
 data: [desi_dr2, cmb_thetastar, union3]
 tension: [[desi_dr2, cmb_thetastar], [[desi_dr2, cmb_thetastar], union3]]
 priors: {mnu: 0.06}
-method: {name: dynesty, num_live: 500}
+method: {name: slice, num_live: 500}
 seed: 1
 output: runs/desi_tension
 """
