@@ -6,7 +6,7 @@ Subpackages are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["mcmc", "nested", "results", "smc", "transform", "validate"]
+__all__ = ["mcmc", "nested", "results", "smc", "transform", "unnormalized", "validate"]
 
 if TYPE_CHECKING:
     from qbs.inference import mcmc as mcmc
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qbs.inference import results as results
     from qbs.inference import smc as smc
     from qbs.inference import transform as transform
+    from qbs.inference import unnormalized as unnormalized
     from qbs.inference import validate as validate
 else:
 

@@ -85,7 +85,7 @@ def fit(
         CheckpointError: If the checkpoint is of another run (the message says what differs) or damaged.
         TypeError: If `key`, `method` or `executor` is something else.
     """
-    _require_key(key)
+    require_key(key)
     calls = as_calls(executor)
     if method is None:
         with precision_context(precision):
@@ -185,7 +185,8 @@ def _mixed_precision_explained() -> Iterator[None]:
         raise ModelError(REUSED) from error
 
 
-def _require_key(key: Any) -> None:
+def require_key(key: Any) -> None:
+    """Raise `TypeError` unless it is one typed JAX key."""
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"key must be a typed JAX key, jax.random.key(seed), not {type(key).__name__}")
     if key.shape != ():

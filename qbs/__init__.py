@@ -28,6 +28,7 @@ __all__ = [
     "enumerate",
     "errors",
     "fit",
+    "fit_unnormalized",
     "importance",
     "inference",
     "integrate",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from qbs.inference.transform.rejuvenation import rejuvenate as rejuvenate
     from qbs.inference.transform.replay import traced as traced
     from qbs.inference.transform.tempering import tempered as tempered
+    from qbs.inference.unnormalized.unnormalized_fitting import fit_unnormalized as fit_unnormalized
     from qbs.program import Program as Program
     from qbs.program import reify as reify
     from qbs.semantics.density import log_density as log_density
@@ -107,6 +109,7 @@ else:
         "conditional": "qbs.inference.transform.conditional",
         "enumerate": "qbs.semantics.enumeration",
         "fit": "qbs.inference.fitting",
+        "fit_unnormalized": "qbs.inference.unnormalized.unnormalized_fitting",
         "importance": "qbs.inference.transform.importance",
         "integrate": "qbs.semantics.quadrature",
         "load": "qbs.inference.results.storage",

@@ -45,8 +45,11 @@ def pareto_k(log_weights: np.ndarray) -> float | None:
     from arviz_stats.base import array_stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a tail of equal weights
-        _, k = array_stats.psislw(-finite)
+        warnings.simplefilter("ignore")
+        try:
+            _, k = array_stats.psislw(-finite)
+        except ValueError:  # a tail of equal weights
+            return None
     return float(k) if math.isfinite(k) else None
 
 
