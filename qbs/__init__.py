@@ -1,7 +1,4 @@
-"""Bayesian inference and structure learning in JAX.
-
-Public names are found on first use, so that `import qbs` is quick and touches no device.
-"""
+"""Bayesian inference and structure learning in JAX; names are found on first use, so that importing is quick."""
 
 import difflib
 from importlib import import_module

@@ -23,6 +23,7 @@ PAGES = [
     "docs/guides/long_runs.md",
     "docs/guides/slow_likelihoods.md",
     "docs/guides/surrogates.md",
+    "docs/guides/unnormalized.md",
     "docs/guides/which_sampler.md",
     "docs/guides/learn_a_dag.md",
     "docs/architecture.md",
