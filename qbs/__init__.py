@@ -1,4 +1,4 @@
-"""Bayesian inference and structure learning in JAX; names are found on first use, so that importing is quick."""
+"""Bayesian inference and structure learning in JAX; names are found on first use: importing is quick."""
 
 import difflib
 from importlib import import_module
