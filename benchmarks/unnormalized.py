@@ -4,7 +4,7 @@ All methods have the same model, start, batch, steps, optimizer and noise; a row
 error over the seeds, median and worst, the median over that of noise-contrastive estimation, CPU seconds of a
 fit without compiling over those of the same, and in how many runs the result said that it cannot be trusted.
 
-* `mean R`: the mean of a Gaussian at distance R from the start of the parameters, with noise fitted to the data;
+* `mean R`: the mean of a Gaussian at distance R from where the parameters start, noise fitted to the data;
   absolute error. `far R`: the same with noise N(0, 1), which may follow the model.
 * `wells d`: a density of two wells in each of d dimensions; gap of the log likelihood, for each dimension.
 * `spins J`: the Ising model on a torus of four by four with coupling J; gap of the log likelihood.
