@@ -93,7 +93,13 @@ class Keeper:
         OSError: If the folder does not exist, or cannot be written.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None = None, identity: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        checkpoint: str | Path | Checkpoint | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        if not isinstance(checkpoint, Checkpoint | None):
+            checkpoint = Checkpoint(checkpoint)
         self._path = None if checkpoint is None else Path(checkpoint.path)
         self._seconds = 0.0 if checkpoint is None else checkpoint.seconds
         self._identity = dict(identity or {})

@@ -144,8 +144,6 @@ def _keeper(
     """Return what keeps the state of a run, for a file that names the run it is of."""
     if checkpoint is None:
         return Keeper()
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
     names = ("model", "method", "seed", "key_type", "data_sha256", "precision", "versions", "device")
     identity = {name: record[name] for name in names}
     identity["settings"] = {n: v for n, v in record["settings"].items() if n not in method.extensible}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-_TOLERANCE = 1e-10  # of the score of all nodes: what a move must gain
+TOLERANCE = 1e-10  # of the score of all nodes: what makes an order better than another
 
 # Of nodes, given who stands before each; lower is better.
 LocalScores = Callable[
@@ -97,7 +97,7 @@ def local_search(
         new = float(known(np.array(places), _before(places)[:-1]).sum())
         num_sweeps += 1
         watch(num_sweeps, new)
-        is_optimal = not new < total - _TOLERANCE * abs(new)
+        is_optimal = not new < total - TOLERANCE * abs(new)
         total = min(new, total)
     num_new = len(known.values) - num_known
     return LocalFound(np.array(places, int), total, num_sweeps, num_new, is_optimal)
@@ -128,7 +128,6 @@ def _replaced(known: KnownScores, places: list[int], node: int, before: np.ndarr
     here = places.index(node)
     allowed = totals[first : last + 1]
     # Places of one score differ by rounding, which is not to choose among them.
-    at = first + int(np.argmax(allowed <= allowed.min() + _TOLERANCE * abs(totals[here])))
-    if not totals[at] < totals[here] - _TOLERANCE * abs(totals[here]):
-        at = here
+    is_best = allowed <= allowed.min() + TOLERANCE * abs(totals[here])
+    at = here if is_best[here - first] else first + int(np.argmax(is_best))
     return [*others[:at], node, *others[at:]]

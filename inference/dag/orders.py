@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from qbs.inference.dag.honesty import explained
 from qbs.inference.dag.kkt import KKTFound, kkt_search
-from qbs.inference.dag.local_search import KnownScores, local_search
+from qbs.inference.dag.local_search import TOLERANCE, KnownScores, local_search
 from qbs.inference.dag.rules import Rules
 from qbs.inference.dag.sample import Sample
 from qbs.inference.dag.scores.bic import BICScore
@@ -31,7 +31,6 @@ PENALIZED = ("equal-variance", "logistic")  # scores that can have an l1 penalty
 FITTING = ("equal-variance", "logistic", "mlp")  # scores that `neighbourhood="kkt"` can use
 
 _WINDOW = 64
-_TOLERANCE = 1e-10  # of the loss: what makes an order better than another
 
 Watch = Callable[[int, float], None]
 
@@ -140,7 +139,7 @@ def best_order(
     # An equally good one of a later start differs by rounding, which is not to choose.
     best = find(starts[0])
     for other in map(find, starts[1:]):
-        best = other if other.loss < best.loss - _TOLERANCE * abs(best.loss) else best
+        best = other if other.loss < best.loss - TOLERANCE * abs(best.loss) else best
     return best
 
 

@@ -64,8 +64,7 @@ class StreamBatches:
         if self._first is not None and (rows.shape, rows.dtype) != (self._first.shape, self._first.dtype):
             raise DataError(
                 f"batch {self._next} is of {rows.dtype} and shape {rows.shape}, and the first of "
-                f"{self._first.dtype} "
-                f"and shape {self._first.shape}"
+                f"{self._first.dtype} and shape {self._first.shape}"
             )
         return rows
 
@@ -103,8 +102,8 @@ def as_rows(data: Any, name: str = "data") -> np.ndarray:
         bad = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
         if bad.any():
             raise DataError(
-                f"{name} has NaN or infinities in {bad.sum()} of its {len(rows)} rows, the first of them row "
-                f"{np.argmax(bad)}"
+                f"{name} has NaN or infinities in {bad.sum()} of its {len(rows)} rows, the first of them "
+                f"row {np.argmax(bad)}"
             )
         return rows.astype(np.result_type(jnp.result_type(float)))
     return rows.astype(int)

@@ -93,11 +93,11 @@ class Compositional(TrainingMethod):
         if self.rate is not None and not 0 < self.rate <= 1:
             raise ValueError(f"Compositional: rate must be a number in (0, 1], not {self.rate!r}")
 
-    def init(self, _params: Any, noise: Noise) -> Running:
+    def init(self, params: Any, noise: Noise) -> Running:
         """Return the state before the first step."""
         zero, one = jnp.zeros(()), jnp.ones(())
-        nothing = jax.tree.map(jnp.zeros_like, _params)
-        return Running(noise, zero, zero, zero, one, _params, nothing, jnp.ones((), bool))
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        return Running(noise, zero, zero, zero, one, params, nothing, jnp.ones((), bool))
 
     def direction(
         self,
@@ -149,22 +149,19 @@ class Compositional(TrainingMethod):
         mixed = jnp.where(keeps, jnp.logaddexp(jnp.where(keeps, old, 0.0), jnp.log(rate) + fresh), fresh)
         return state._replace(log_partition=mixed, drift=drift, effective_size=sizes, rate=rate)
 
-    def trouble(self, _state: Running) -> list[str]:
+    def trouble(self, state: Running) -> list[str]:
         """Return whether the running estimate was worth something at the end."""
-        size, rate, drift = float(_state.effective_size), float(_state.rate), abs(float(_state.drift))
+        size, rate, drift = float(state.effective_size), float(state.rate), abs(float(state.drift))
         if size / rate < _ENOUGH:
             return [
-                f"At the end the estimate of the constant rested on {size / rate:.0f} effective noise draws, "
-                "and needs "
-                f"{_ENOUGH:.0f}: {size:.1f} of those of a step at a rate of {rate:.2g}. The noise is far "
-                "from the model, or "
-                "num_noise is too small."
+                f"At the end the estimate of the constant rested on {size / rate:.0f} effective noise "
+                f"draws, and needs {_ENOUGH:.0f}: {size:.1f} of those of a step at a rate of {rate:.2g}. "
+                "The noise is far from the model, or num_noise is too small."
             ]
         if _LAG * drift > max(rate, _LAG * _SLOWEST):
             return [
                 f"At the end log Z still changed by {drift:.2g} in a step, and the estimate of it lags "
-                f"behind (rate {rate:.2g}): "
-                "more steps, or a smaller learning_rate."
+                f"behind (rate {rate:.2g}): more steps, or a smaller learning_rate."
             ]
         return []
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax  # type: ignore[import-untyped]
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Shaped
 
@@ -15,8 +16,8 @@ from qbs.inference.unnormalized.training_method import (
     Direction,
     Info,
     LogDensities,
-    NoiseState,
     TrainingMethod,
+    default_optimizer,
     effective_size,
 )
 
@@ -24,20 +25,17 @@ LOSSES = ("binary", "exponential", "ranking")
 
 
 class Learned(NamedTuple):
-    """The state of the losses that learn the constant.
+    """The state of `NoiseContrastive`.
 
     Attributes:
         noise: As it was given.
         log_partition: The constant, as learned so far.
-        first, second: Moving averages of its gradient and of the square of it, as Adam has them.
-        num_steps: How many were made.
+        optimizer: The state of its optimizer.
     """
 
     noise: Noise
     log_partition: Float[Array, ""]
-    first: Float[Array, ""]
-    second: Float[Array, ""]
-    num_steps: Float[Array, ""]
+    optimizer: Any
 
 
 class NoiseContrastive(TrainingMethod):
@@ -78,17 +76,20 @@ class NoiseContrastive(TrainingMethod):
                 "has its own"
             )
 
-    def init(self, _params: Any, noise: Noise) -> Any:
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return default_optimizer(self.learning_rate, self.num_steps)
+
+    def init(self, _params: Any, noise: Noise) -> Learned:
         """Return the state before the first step."""
-        if self.loss == "ranking":
-            return NoiseState(noise)
-        return Learned(noise, *(jnp.zeros(()) for _ in range(4)))
+        constant = jnp.zeros(())
+        return Learned(noise, constant, self._optimizer.init(constant))
 
     def direction(
         self,
         key: Array,
         params: Any,
-        state: Any,
+        state: Learned,
         batch: Shaped[Array, "num_rows ..."],
         densities: LogDensities,
     ) -> Direction:
@@ -102,29 +103,19 @@ class NoiseContrastive(TrainingMethod):
             ratios = rows - of_noise[0] - log_partition, others - of_noise[1] - log_partition
             return _LOSS[self.loss](*ratios), (jnp.concatenate([rows, others]), ratios[1])
 
-        constant = jnp.zeros(()) if self.loss == "ranking" else state.log_partition
         both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (value, (found, log_weights)), (gradient, slope) = both(params, constant)
+        (value, (found, log_weights)), slopes = both(params, state.log_partition)
+        size = effective_size(log_weights)
         if self.loss == "exponential":
             # Its gradients vanish in places and explode in others: only their direction is used.
-            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves((gradient, slope)))) + 1e-30
-            gradient, slope = jax.tree.map(lambda leaf: leaf / norm, (gradient, slope))
-        info = Info(
-            value, constant if self.loss != "ranking" else jnp.full((), jnp.nan), effective_size(log_weights)
-        )
-        if self.loss != "ranking":
-            state = self._learned(state, slope)
-        return Direction(gradient, state, info, found)
-
-    def _learned(self, state: Learned, slope: Array) -> Learned:
-        """Return the constant after a step of Adam, at the rate of the parameters."""
-        steps = state.num_steps + 1
-        first = 0.9 * state.first + 0.1 * slope
-        second = 0.999 * state.second + 0.001 * slope**2
-        scaled = (first / (1 - 0.9**steps)) / (jnp.sqrt(second / (1 - 0.999**steps)) + 1e-8)
-        falling = jnp.clip(2 * (1 - steps / self.num_steps), 0.0, 1.0)
-        constant = state.log_partition - self.learning_rate * falling * scaled
-        return Learned(state.noise, constant, first, second, steps)
+            norm = optax.tree.norm(slopes) + 1e-30
+            slopes = jax.tree.map(lambda leaf: leaf / norm, slopes)
+        gradient, slope = slopes
+        if self.loss == "ranking":  # the constant cancels
+            return Direction(gradient, state, Info(value, jnp.full((), jnp.nan), size), found)
+        update, optimizer = self._optimizer.update(slope, state.optimizer, state.log_partition)
+        learned = Learned(noise, state.log_partition + update, optimizer)
+        return Direction(gradient, learned, Info(value, state.log_partition, size), found)
 
 
 def _binary(rows: Array, draws: Array) -> Array:

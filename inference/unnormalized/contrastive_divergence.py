@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Shaped
 
 from qbs.inference.method import require_positive
 from qbs.inference.unnormalized.noise import Noise
-from qbs.inference.unnormalized.training_method import Direction, Info, LogDensities, TrainingMethod
+from qbs.inference.unnormalized.training_method import (
+    Direction,
+    Info,
+    LogDensities,
+    TrainingMethod,
+    require_real,
+)
 
 _WANTED = 0.574  # acceptance of Metropolis-adjusted Langevin steps: Roberts & Rosenthal (1998)
 _ADAPT = 0.02
@@ -73,8 +79,7 @@ class ContrastiveDivergence(TrainingMethod):
         densities: LogDensities,
     ) -> Direction:
         """Return the difference of the mean gradients at the data and at the chains."""
-        if not jnp.issubdtype(batch.dtype, jnp.floating):
-            raise TypeError(f"ContrastiveDivergence needs data of real numbers, not of {batch.dtype}")
+        require_real(self, batch)
         start = state.chains if self.is_persistent else batch[: self.batch_size]
         chains, log_step = self._walked(key, params, start, state.log_step, densities)
         chains = jax.lax.stop_gradient(chains)

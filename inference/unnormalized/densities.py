@@ -59,8 +59,7 @@ def take_apart(log_density: Callable[..., Any], params: Any, row: Any) -> tuple[
     if found.shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ModelError(
             f"log_density must return one real number for a row of shape {tuple(row.shape)}, not "
-            f"{found.dtype} of "
-            f"shape {found.shape}: is a jnp.sum missing?"
+            f"{found.dtype} of shape {found.shape}: is a jnp.sum missing?"
         )
     return numbers, densities
 

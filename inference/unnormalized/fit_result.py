@@ -14,7 +14,7 @@ from qbs.errors import PosteriorFileError
 from qbs.inference.checkpoint import Saved, pack, unpack
 from qbs.inference.results import archive
 from qbs.inference.unnormalized.densities import Densities, take_apart
-from qbs.inference.unnormalized.log_partition import log_ratios, sampled_by_smc
+from qbs.inference.unnormalized.log_partition import sampled_by_smc
 from qbs.inference.unnormalized.noise import GaussianNoise, GivenNoise, MarginalNoise, Noise
 
 _KIND = archive.Kind("qbs unnormalized fit", 1, "a saved fit of an unnormalized model", PosteriorFileError)
@@ -76,15 +76,8 @@ class UnnormalizedFit:
         """Return draws of the model, by tempered sequential Monte Carlo from the noise; real numbers only."""
         for_smc, for_choice = jax.random.split(key)
         sampled = sampled_by_smc(self.densities, self.numbers, self.noise, for_smc, max(num_draws, 1024))
-        weights = np.ravel(sampled.weights)
-        rows = np.reshape(np.asarray(sampled.samples["x"]), (len(weights), *self.provenance["row_shape"]))
-        uniform = (np.arange(num_draws) + float(jax.random.uniform(for_choice))) / num_draws
-        chosen = np.searchsorted(np.cumsum(weights), uniform * weights.sum())
-        return rows[np.random.default_rng(0).permutation(np.minimum(chosen, len(rows) - 1))]
-
-    def log_ratio_to_noise(self, x: np.ndarray) -> np.ndarray:
-        """Return the normalized log density over that of the noise, at rows."""
-        return log_ratios(self.densities, self.numbers, self.noise, x) - self.log_partition
+        seed = int(jax.random.randint(for_choice, (), 0, 2**31 - 1))
+        return sampled.resample(num_draws, seed=seed)["x"]
 
     def save(self, path: str | Path) -> None:
         """Write the fit to a file, without the function `log_density`; `load` reads it.

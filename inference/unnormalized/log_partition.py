@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from qbs.errors import LikelihoodError, ModelError
 from qbs.inference.fitting import fit
-from qbs.inference.results.diagnostics import pareto_k
+from qbs.inference.results.diagnostics import LARGEST_PARETO_K, kish_ess, pareto_k
 from qbs.inference.results.posterior import Posterior
 from qbs.inference.smc.tempered import Tempered
 from qbs.inference.target import Target
@@ -22,7 +22,6 @@ from qbs.inference.unnormalized.noise import Noise
 METHODS = ("importance", "smc", "bridge")
 NUM_DRAWS = 20_000
 _CHUNK = 4096
-_HIGHEST_K = 0.7
 _FEWEST = 200.0  # effective draws
 _ITERATIONS, _TOLERANCE = 1000, 1e-10
 
@@ -75,7 +74,7 @@ def log_partition(
         raise ValueError(f"log_partition: method must be one of {', '.join(METHODS)}, not {method!r}")
     noise = model.noise if noise is None else noise
     if method == "importance":
-        return by_importance(model.densities, model.numbers, noise, key, num_draws)
+        return mean_of_ratios(noise_ratios(model.densities, model.numbers, noise, key, num_draws))
     sampled = sampled_by_smc(model.densities, model.numbers, noise, key, max(num_draws // 5, 512))
     if method == "smc":
         value, error = sampled.log_evidence, sampled.log_evidence_error
@@ -120,17 +119,9 @@ def _checked(values: np.ndarray) -> np.ndarray:
     if bad := int(np.sum(np.isnan(values) | np.isposinf(values))):
         raise LikelihoodError(
             f"the log density of the model over that of the noise is NaN or +inf at {bad} of {len(values)} "
-            "draws: "
-            "a log_density that is NaN, or noise that has no density there"
+            "draws: a log_density that is NaN, or noise that has no density there"
         )
     return values
-
-
-def by_importance(
-    densities: Densities, numbers: Any, noise: Noise, key: Array, num_draws: int
-) -> LogPartition:
-    """Return log Z as the log of a mean over noise draws."""
-    return mean_of_ratios(noise_ratios(densities, numbers, noise, key, num_draws))
 
 
 def mean_of_ratios(ratios: np.ndarray) -> LogPartition:
@@ -141,14 +132,12 @@ def mean_of_ratios(ratios: np.ndarray) -> LogPartition:
     value = float(logsumexp(ratios) - math.log(len(ratios)))
     weights = np.exp(ratios - value)
     error = float(np.std(weights) / math.sqrt(len(weights)))
-    size = float(weights.sum() ** 2 / np.sum(weights**2))
-    k, problems = pareto_k(ratios), []
-    if k is not None and k > _HIGHEST_K:
+    size, k, problems = kish_ess(ratios), pareto_k(ratios), []
+    if k is not None and k > LARGEST_PARETO_K:
         problems.append(
-            f"log Z: the tail of the noise draws' weights is heavy (Pareto k {k:.2f}, at most {_HIGHEST_K} "
-            "is expected): "
-            "its error is not to be trusted; method='smc' of log_partition needs no noise that covers the "
-            "model."
+            f"log Z: the tail of the noise draws' weights is heavy (Pareto k {k:.2f}, at most "
+            f"{LARGEST_PARETO_K} is expected): its error is not to be trusted; method='smc' of "
+            "log_partition needs no noise that covers the model."
         )
     if size < _FEWEST:
         problems.append(

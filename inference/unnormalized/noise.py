@@ -198,22 +198,20 @@ def as_noise(noise: Any, data: Shaped[np.ndarray, "num_rows ..."]) -> Noise:
         if not (hasattr(noise, "sample") and hasattr(noise, "log_prob")):
             raise TypeError(
                 "noise must be 'gaussian', 'marginals' or something with sample and log_prob, such as a "
-                "NumPyro "
-                f"distribution, not {type(noise).__name__}"
+                f"NumPyro distribution, not {type(noise).__name__}"
             )
         noise = GivenNoise(noise)
     drawn = jax.eval_shape(lambda: noise.sample(jax.random.key(0), 2))
     if drawn.shape[1:] != data.shape[1:]:
         raise ValueError(
             f"a draw of the noise must have the shape of a row of the data, {data.shape[1:]}, not "
-            f"{drawn.shape[1:]}; "
-            "a NumPyro distribution of independent entries needs .to_event()"
+            f"{drawn.shape[1:]}; a NumPyro distribution of independent entries needs .to_event()"
         )
     support = getattr(getattr(noise, "given", None), "support", None)
     if support is not None and not (is_inside := np.asarray(support(jnp.asarray(data)))).all():
         at = int(np.argmin(is_inside))
         raise ValueError(
-            f"the noise has no density at {np.sum(~is_inside)} of {len(data)} rows of the data, the first of "
-            f"them {data[at]}: its support must be that of the model"
+            f"the noise has no density at {np.sum(~is_inside)} of {len(data)} rows of the data, the first "
+            f"of them {data[at]}: its support must be that of the model"
         )
     return noise

@@ -15,6 +15,7 @@ from qbs.inference.unnormalized.training_method import (
     LogDensities,
     NoiseState,
     TrainingMethod,
+    require_real,
 )
 
 KINDS = ("exact", "sliced", "denoising")
@@ -62,8 +63,7 @@ class ScoreMatching(TrainingMethod):
         densities: LogDensities,
     ) -> Direction:
         """Return the gradient of the loss."""
-        if not jnp.issubdtype(batch.dtype, jnp.floating):
-            raise TypeError(f"ScoreMatching needs data of real numbers, not of {batch.dtype}")
+        require_real(self, batch)
         shape = batch.shape[1:]
         rows = jnp.reshape(batch, (len(batch), -1))
         directions = jax.random.normal(key, rows.shape, rows.dtype)

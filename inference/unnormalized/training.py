@@ -70,13 +70,6 @@ class Trained(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-@functools.lru_cache(maxsize=32)  # the same optimizer is not compiled again
-def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Return Adam at a rate that falls to zero along a line in the second half."""
-    half = num_steps // 2
-    return optax.adam(optax.linear_schedule(learning_rate, 0.0, max(num_steps - half, 1), half))
-
-
 def train(
     program: Program,
     numbers: Any,
@@ -209,8 +202,7 @@ def _failure(program: Program, carry: Carry, batch: np.ndarray, step: int) -> Li
         what = "log_density or its gradient is NaN or infinite at draws of the noise, or in the parameters"
     error = LikelihoodError(
         f"step {step}: {what}. The error has the batch and the parameters before the step, as .batch and "
-        ".params; "
-        "a smaller learning_rate may help"
+        ".params; a smaller learning_rate may help"
     )
     error.batch, error.params = batch, program.densities.params(carry.numbers)  # type: ignore[attr-defined]
     return error

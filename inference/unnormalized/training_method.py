@@ -1,11 +1,13 @@
 """What the training loop asks of a method that fits a model known up to a constant."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Shaped
 
 from qbs.inference.method import require_positive
@@ -64,7 +66,7 @@ class TrainingMethod(eqx.Module):
         require_positive(self, "num_steps", "batch_size", whole=True)
         require_positive(self, "learning_rate")
 
-    def init(self, _params: Any, noise: Noise) -> Any:
+    def init(self, params: Any, noise: Noise) -> Any:
         """Return the state before the first step; its attribute `noise` is what the method ends with."""
         raise NotImplementedError
 
@@ -92,6 +94,19 @@ class NoiseState(NamedTuple):
     """
 
     noise: Noise
+
+
+def require_real(method: TrainingMethod, batch: Array) -> None:
+    """Raise `TypeError` unless the data are real numbers."""
+    if not jnp.issubdtype(batch.dtype, jnp.floating):
+        raise TypeError(f"{type(method).__name__} needs data of real numbers, not of {batch.dtype}")
+
+
+@functools.lru_cache(maxsize=32)  # the same optimizer is not compiled again
+def default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Return Adam at a rate that falls to zero along a line in the second half."""
+    half = num_steps // 2
+    return optax.adam(optax.linear_schedule(learning_rate, 0.0, max(num_steps - half, 1), half))
 
 
 def effective_size(log_weights: Float[Array, " num_draws"]) -> Float[Array, ""]:

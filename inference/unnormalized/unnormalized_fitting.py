@@ -29,8 +29,8 @@ from qbs.inference.unnormalized.log_partition import (
     noise_ratios,
 )
 from qbs.inference.unnormalized.noise import Noise, as_noise
-from qbs.inference.unnormalized.training import Program, default_optimizer, train
-from qbs.inference.unnormalized.training_method import TrainingMethod
+from qbs.inference.unnormalized.training import Program, train
+from qbs.inference.unnormalized.training_method import TrainingMethod, default_optimizer
 from qbs.precision import Precision, precision_context
 
 _UNSEEN = 0.02  # of the data: more of them where no noise draw is as heavy is a part that the noise misses
@@ -161,8 +161,7 @@ def _require_spread(rows: np.ndarray, noise: Any) -> None:
     if (constant := np.flatnonzero(np.ptp(flat, axis=0) == 0)).size:
         raise DataError(
             f"data is constant in column {', '.join(map(str, constant[:10]))}: a density has no meaning "
-            "there. Leave it out, "
-            "or give noise= that covers it"
+            "there. Leave it out, or give noise= that covers it"
         )
 
 
@@ -173,8 +172,7 @@ def _require_start(densities: Densities, numbers: Any, rows: np.ndarray) -> None
         at = int(np.argmax(bad))
         raise DataError(
             f"log_density is {values[at]} at row {at} of the data, {rows[at]}, with the parameters to start "
-            "at: every row "
-            "must be possible"
+            "at: every row must be possible"
         )
 
 
@@ -187,11 +185,9 @@ def _unseen(
     if share <= _UNSEEN:
         return []
     return [
-        f"{share:.0%} of the data lie where the model's density over that of the noise is higher than at any "
-        "of "
-        f"{len(found):,} noise draws: the noise misses a part of the model, so that neither the parameters "
-        "nor log Z can be "
-        "trusted. Give wider noise."
+        f"{share:.0%} of the data lie where the model's density over that of the noise is higher than at "
+        f"any of {len(found):,} noise draws: the noise misses a part of the model, so that neither the "
+        "parameters nor log Z can be trusted. Give wider noise."
     ]
 
 
@@ -205,8 +201,6 @@ def _keeper(
 ) -> Keeper:
     if checkpoint is None:
         return Keeper()
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
     names = (
         "model",
         "method",
